@@ -1,0 +1,136 @@
+"""The contract of an optimizer: a pytree whose numeric leaves an outer loop may change."""
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import optax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from outeropt import tree
+from outeropt.errors import OutOfSpace, unknown_name
+from outeropt.space import Space
+
+
+OptState = PyTree
+Params = PyTree
+
+
+class Optimizer(eqx.Module):
+    """An optimizer whose array leaves are hyperparameters or meta-parameters, and all else static.
+
+    `vmap` over the leaves sweeps it, `grad` with respect to them gives hypergradients, and `tree` functions
+    save and shard it. Subclasses are final: they add fields and fill in `init` and `update`.
+    """
+
+    @abc.abstractmethod
+    def init(
+        self, params: Params, *, num_steps: int | Array | None = None, key: PRNGKeyArray | None = None
+    ) -> OptState:
+        """The state before the first step.
+
+        Args:
+          params: parameters to be optimized, any pytree of floating arrays.
+          num_steps: length of the coming run, for schedules that span it; None if unknown.
+          key: randomness for optimizers that draw some.
+
+        Returns:
+          A pytree of arrays, of constant structure, shapes and dtypes from step to step.
+        """
+
+    @abc.abstractmethod
+    def update(
+        self, grads: Params, state: OptState, params: Params, **context: Any
+    ) -> tuple[Params, OptState]:
+        """One step.
+
+        Args:
+          grads: gradient of the training loss at `params`, same structure as `params`.
+          state: what `init` or the previous `update` returned.
+          params: current parameters.
+          **context: what the inner loop offers; ignore what is not needed. `value` (training loss at `params`),
+            `grad` (as `grads`), `value_fn` (`params -> loss` on this minibatch), `valid_fn` (`params -> loss` on a
+            validation minibatch), `key` (randomness for this step), `step` (inner step, from 0).
+
+        Returns:
+          Updates to be ADDED to the parameters, and the next state.
+        """
+
+    def eval_params(self, state: OptState, params: Params) -> Params:
+        """The point to evaluate at, for optimizers whose answer is not the training point (averages)."""
+        del state
+        return params
+
+    @property
+    def spaces(self) -> dict[str, Space]:
+        """Spaces of the hyperparameters that have one, by leaf name."""
+        return {}
+
+    @property
+    def hyperparameters(self) -> dict[str, Array]:
+        """Numeric leaves by dotted name, in tree order."""
+        return tree.named_leaves(eqx.filter(self, eqx.is_array))
+
+    def replace(self, values: Mapping[str, Any] | None = None, /, **keywords: Any) -> "Optimizer":
+        """A copy with some leaves replaced, by name.
+
+        Args:
+          values: new values by name, for names that are no identifiers (`{"inner.b1": 0.9}`).
+          **keywords: the same by keyword. The last part of a dotted name is enough when only one leaf ends so.
+
+        Raises:
+          UnknownName: no leaf, or more than one, has that name.
+          OutOfSpace: a value lies outside the leaf's space. (Traced values are not checked.)
+        """
+        given = {**(values or {}), **keywords}
+        leaves = self.hyperparameters
+        spaces = self.spaces
+        full = {resolve(name, leaves): value for name, value in given.items()}
+        for name, value in full.items():
+            if name in spaces and not isinstance(value, jax.core.Tracer):
+                spaces[name].check(name, value)
+
+        def swap(path, leaf):
+            name = tree.leaf_name(path)
+            return jnp.asarray(full[name], leaf.dtype) if eqx.is_array(leaf) and name in full else leaf
+
+        return jtu.tree_map_with_path(swap, self)
+
+    def as_optax(
+        self, *, num_steps: int | None = None, key: PRNGKeyArray | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        """This optimizer as an optax transformation, for `optax.chain`, flax and any other optax loop.
+
+        Args:
+          num_steps: length of the run, for optimizers that need it (optax's `init` has no place for it).
+          key: randomness for optimizers that draw some.
+        """
+
+        def init(params):
+            return self.init(params, num_steps=num_steps, key=key)
+
+        def update(updates, state, params=None, **context):
+            return self.update(updates, state, params, **context)
+
+        return optax.GradientTransformationExtraArgs(init, update)
+
+
+def resolve(name: str, leaves: Mapping[str, Any]) -> str:
+    """The full leaf name that `name` (whole, or a unique dotted ending) stands for.
+
+    Raises:
+      UnknownName: none, or more than one.
+    """
+    if name in leaves:
+        return name
+    ends = [full for full in leaves if full.endswith("." + name)]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise OutOfSpace(f"Hyperparameter {name!r} is ambiguous; say which: {', '.join(ends)}.")
+    error = unknown_name("hyperparameter", name, leaves)
+    raise type(error)(f"{error} This optimizer has: {', '.join(leaves) or 'none'}.")

@@ -1,0 +1,207 @@
+"""Where a hyperparameter lives and how it is scaled."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from outeropt.errors import ConfigError, OutOfSpace
+
+
+Scale = Literal["linear", "log", "logit", "choice"]
+
+_TO = {
+    "linear": lambda x: x,
+    "log": jnp.log,
+    "logit": lambda x: jnp.log(x) - jnp.log1p(-x),
+}
+_FROM = {"linear": lambda z: z, "log": jnp.exp, "logit": jax.nn.sigmoid}
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """The range of one hyperparameter, its scale, and its unconstrained coordinates.
+
+    Grids, random sampling, Bayesian search, hypergradients, ES noise and input checking all read it.
+
+    Attributes:
+      low: lower end of the range worth searching (inclusive).
+      high: upper end of the range worth searching (inclusive).
+      scale: `"log"` spreads points evenly in `log x`, `"logit"` in `log(x / (1 - x))` (for momenta and
+        decays, whose distance to 1 matters), `"linear"` in `x`; `"choice"` picks from `choices`.
+      choices: the values of a `"choice"` space, in order; empty otherwise.
+      allowed: hard limits (inclusive): a value between these is accepted even when it is not worth searching,
+        such as a weight decay of 0 on a log scale. Defaults to `(low, high)`.
+
+    Raises:
+      ConfigError: the range is empty, or does not suit its scale.
+    """
+
+    low: float
+    high: float
+    scale: Scale = "linear"
+    choices: tuple[float, ...] = ()
+    allowed: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        if self.scale == "choice":
+            if not self.choices:
+                raise ConfigError("A choice space needs at least one choice.")
+            return
+        if self.scale not in _TO:
+            raise ConfigError(f"Scale {self.scale!r} is unknown; use linear, log, logit or choice.")
+        if not self.low <= self.high:
+            raise ConfigError(f"Space from {self.low:g} to {self.high:g} is empty; low must not exceed high.")
+        if self.scale in ("log", "logit") and self.low <= 0:
+            raise ConfigError(f"A {self.scale} space must start above 0, not at {self.low:g}.")
+        if self.scale == "logit" and self.high >= 1:
+            raise ConfigError(f"A logit space must end below 1, not at {self.high:g}.")
+
+    @classmethod
+    def linear(cls, low: float, high: float, allowed: tuple[float, float] | None = None) -> "Space":
+        """A range searched evenly in `x`."""
+        return cls(low, high, "linear", allowed=allowed)
+
+    @classmethod
+    def log(cls, low: float, high: float, allowed: tuple[float, float] | None = None) -> "Space":
+        """A positive range searched evenly in `log x`; `allowed` may add 0 or larger values."""
+        return cls(low, high, "log", allowed=allowed)
+
+    @classmethod
+    def logit(cls, low: float, high: float, allowed: tuple[float, float] | None = None) -> "Space":
+        """A range inside (0, 1) searched evenly in `log(x / (1 - x))`."""
+        return cls(low, high, "logit", allowed=allowed)
+
+    @classmethod
+    def choice(cls, *choices: float) -> "Space":
+        """A finite list of values."""
+        return cls(min(choices), max(choices), "choice", tuple(choices))
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The hard limits that `check` enforces."""
+        return self.allowed or (self.low, self.high)
+
+    def contains(self, value: float) -> bool:
+        """Whether `value` may be used, by the hard limits or the list of choices."""
+        if self.scale == "choice":
+            return any(math.isclose(value, choice, rel_tol=1e-6) for choice in self.choices)
+        low, high = self.limits
+        # float32 leaves come back a rounding away from the limit that they stand on.
+        slack = 1e-6
+        return bool(low - slack * abs(low) <= value <= high + slack * abs(high))
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises `OutOfSpace` naming the hyperparameter, what was given and what is allowed."""
+        for item in np.ravel(np.asarray(value, dtype=np.float64)):
+            if not self.contains(float(item)):
+                raise OutOfSpace(f"{name} = {float(item):g} is outside its space; allowed: {self}.")
+
+    def clip(self, value: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The nearest value inside `[low, high]`, or the nearest choice."""
+        if self.scale == "choice":
+            options = jnp.asarray(self.choices, value.dtype)
+            return options[jnp.argmin(jnp.abs(value[..., None] - options), axis=-1)]
+        return jnp.clip(value, self.low, self.high)
+
+    def to_unconstrained(self, value: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Coordinates on the whole real line: `x`, `log x` or `log(x / (1 - x))` by scale."""
+        self._needs_coordinates()
+        return _TO[self.scale](jnp.asarray(value))
+
+    def from_unconstrained(self, coordinate: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The inverse of `to_unconstrained`."""
+        self._needs_coordinates()
+        return _FROM[self.scale](jnp.asarray(coordinate))
+
+    def _needs_coordinates(self) -> None:
+        if self.scale == "choice":
+            raise ConfigError("A choice space has no unconstrained coordinates; search it by grid or sampling.")
+
+    def grid(self, count: int) -> tuple[float, ...]:
+        """`count` values evenly spread over `[low, high]` on the space's scale; every choice of a choice space."""
+        if self.scale == "choice":
+            return self.choices
+        if count == 1 or self.low == self.high:
+            return (self.low,)
+        ends = {
+            "linear": lambda x: x,
+            "log": math.log,
+            "logit": lambda x: math.log(x / (1 - x)),
+        }[self.scale]
+        back = {"linear": lambda z: z, "log": math.exp, "logit": lambda z: 1 / (1 + math.exp(-z))}[self.scale]
+        points = np.linspace(ends(self.low), ends(self.high), count)
+        inner = [back(float(z)) for z in points[1:-1]]
+        return (self.low, *inner, self.high)
+
+    def sample(self, key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
+        """`count` independent draws, uniform on the space's scale."""
+        if self.scale == "choice":
+            return jax.random.choice(key, jnp.asarray(self.choices, jnp.float32), (count,))
+        low, high = (_TO[self.scale](jnp.float32(end)) for end in (self.low, self.high))
+        draws = jax.random.uniform(key, (count,), minval=low, maxval=high)
+        return jnp.clip(_FROM[self.scale](draws), self.low, self.high)
+
+    def to_algoperf(self) -> dict[str, Any]:
+        """AlgoPerf's JSON form: `{"min", "max", "scaling"}` or `{"feasible_points"}`."""
+        if self.scale == "choice":
+            return {"feasible_points": list(self.choices)}
+        return {"min": self.low, "max": self.high, "scaling": self.scale}
+
+    @classmethod
+    def from_algoperf(cls, entry: Mapping[str, Any]) -> "Space":
+        """Reads one entry of an AlgoPerf search space.
+
+        Raises:
+          ConfigError: the entry is neither a range nor a list of points.
+        """
+        if "feasible_points" in entry:
+            return cls.choice(*(float(point) for point in entry["feasible_points"]))
+        if {"min", "max", "scaling"} <= entry.keys():
+            return cls(float(entry["min"]), float(entry["max"]), entry["scaling"])
+        raise ConfigError(
+            f"Search space entry {json.dumps(dict(entry))} is not understood; "
+            'give {"min", "max", "scaling"} or {"feasible_points"}.'
+        )
+
+    def __str__(self) -> str:
+        if self.scale == "choice":
+            return "one of " + ", ".join(f"{choice:g}" for choice in self.choices)
+        low, high = self.limits
+        searched = "" if (low, high) == (self.low, self.high) else f", searched {self.low:g} to {self.high:g}"
+        return f"{low:g} to {high:g} ({self.scale}{searched})"
+
+
+def read_search_space(text: str) -> dict[str, Space]:
+    """Reads an AlgoPerf search-space JSON document into spaces by hyperparameter name."""
+    return {name: Space.from_algoperf(entry) for name, entry in json.loads(text).items()}
+
+
+def write_search_space(spaces: Mapping[str, Space]) -> str:
+    """Writes spaces as an AlgoPerf search-space JSON document."""
+    return json.dumps({name: space.to_algoperf() for name, space in spaces.items()}, indent=2)
+
+
+def parse_grid(text: str) -> Sequence[float]:
+    """Reads a grid as the command line writes it.
+
+    `"log:1e-5:1e-1:9"` is nine values on a log scale, `"0.1,0.3,1"` a list. Scales: linear, log, logit.
+
+    Raises:
+      ConfigError: the text is neither form.
+    """
+    try:
+        if ":" in text:
+            scale, low, high, count = text.split(":")
+            return Space(float(low), float(high), scale).grid(int(count))  # pyright: ignore[reportArgumentType]
+        return tuple(float(item) for item in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"Grid {text!r} is not understood; write scale:low:high:count (log:1e-5:1e-1:9) or a list (0.1,0.3,1)."
+        ) from None
