@@ -1,6 +1,7 @@
 """Small operations on pytrees that every room needs."""
 
 import dataclasses
+import functools
 import hashlib
 import types
 from collections.abc import Callable, Sequence
@@ -11,6 +12,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
+
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), np.dtype)
 
 
 def is_array(leaf: Any) -> bool:
@@ -92,7 +96,7 @@ def _feed(value: Any, update: Callable[[bytes], None]) -> None:
             _feed(key, update)
             _feed(value[key], update)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        update(f"{type(value).__module__}.{type(value).__qualname__} ".encode())
+        _feed(type(value), update)
         for field in dataclasses.fields(value):
             update(f"{field.name} ".encode())
             _feed(getattr(value, field.name), update)
@@ -110,11 +114,20 @@ def _feed(value: Any, update: Callable[[bytes], None]) -> None:
         _feed(value.__code__, update)
         _feed(value.__defaults__, update)
         _feed([cell.cell_contents for cell in value.__closure__ or ()], update)
-    elif hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
+    elif isinstance(value, functools.partial):
         _feed((value.func, value.args, value.keywords), update)
-    elif hasattr(value, "__qualname__"):
-        update(f"name {value.__module__}.{value.__qualname__} ".encode())
-    elif hasattr(value, "__name__") and hasattr(value, "__module__"):
-        update(f"name {value.__module__}.{value.__name__} ".encode())
-    else:
+    elif isinstance(value, type):
+        update(f"class {value.__module__}.{value.__qualname__} ".encode())
+        if value.__module__.partition(".")[0] != __package__:
+            # A user's own class may change between runs under the same name.
+            functions = {name: f for name, f in vars(value).items() if isinstance(f, types.FunctionType)}
+            _feed({name: f.__code__ for name, f in functions.items()}, update)
+    elif isinstance(value, types.ModuleType):
+        update(f"module {value.__name__} ".encode())
+    elif isinstance(value, _PLAIN):
         update(f"{type(value).__name__} {value!r} ".encode())
+    elif hasattr(value, "__name__"):
+        update(f"name {getattr(value, '__module__', '')}.{value.__name__} ".encode())
+    else:
+        _feed(type(value), update)
+        _feed(vars(value) if hasattr(value, "__dict__") else (), update)

@@ -1,0 +1,11 @@
+"""Hyperparameter sets, normalizers, scores, the leaderboard and its pictures. Scores need numpy only."""
+
+from outeropt.bench.leaderboard import Leaderboard, Row
+from outeropt.bench.normalizer import Normalizer
+from outeropt.bench.profiles import Profile
+from outeropt.bench.sets import HyperparameterSet
+from outeropt.bench.statistics import Interval
+from outeropt.bench.tunability import Tunability
+
+
+__all__ = ["HyperparameterSet", "Interval", "Leaderboard", "Normalizer", "Profile", "Row", "Tunability"]

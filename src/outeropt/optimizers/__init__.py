@@ -1,0 +1,59 @@
+"""Hand-designed and tuning-free optimizers, schedules and wrappers, with their spaces."""
+
+from outeropt.optimizers.nadamw import NAdamW
+from outeropt.optimizers.opt_list import opt_list
+from outeropt.optimizers.optax_optimizer import OptaxOptimizer, from_optax
+from outeropt.optimizers.registry import Description, describe, get, names, prefixes
+from outeropt.optimizers.schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    InverseSqrt,
+    Linear,
+    PiecewiseLinear,
+    Schedule,
+    Step,
+)
+from outeropt.optimizers.wrappers import (
+    Accumulate,
+    Averaged,
+    ClipByGlobalNorm,
+    ClipByValue,
+    DecoupledWeightDecay,
+    Graft,
+    Lookahead,
+    Scheduled,
+    SharpnessAware,
+    WeightDecay,
+)
+
+
+__all__ = [
+    "Accumulate",
+    "Averaged",
+    "ClipByGlobalNorm",
+    "ClipByValue",
+    "Constant",
+    "Cosine",
+    "DecoupledWeightDecay",
+    "Description",
+    "Exponential",
+    "Graft",
+    "InverseSqrt",
+    "Linear",
+    "Lookahead",
+    "NAdamW",
+    "OptaxOptimizer",
+    "PiecewiseLinear",
+    "Schedule",
+    "Scheduled",
+    "SharpnessAware",
+    "Step",
+    "WeightDecay",
+    "describe",
+    "from_optax",
+    "get",
+    "names",
+    "opt_list",
+    "prefixes",
+]

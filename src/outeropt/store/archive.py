@@ -20,14 +20,18 @@ class Archive:
       seeds: one integer per seed.
       steps: inner steps at which curves were evaluated, shape (T,), first 0, last `num_steps`.
       curves: arrays (settings, seeds, T) float32 by name: `train/loss`, `valid/loss`, `test/loss` and metrics
-        such as `test/accuracy` (evaluated on fresh batches of each split), and `inner/loss` (mean training loss
-        over the inner steps since the previous evaluation; NaN at step 0).
-      diverged_at: first inner step with a non-finite loss, shape (settings, seeds) int32; -1 if there was none.
-      seconds: wall-clock seconds of the trial's share of its compiled program, shape (settings, seeds) float32.
+        such as `test/accuracy` (evaluated on fresh batches of each split), and `inner/loss` (mean training
+        loss over the inner steps since the previous evaluation; NaN at step 0).
+      diverged_at: first inner step with a non-finite loss, shape (settings, seeds) int32; -1 if there was
+        none.
+      seconds: wall-clock seconds of the trial's share of its compiled program, shape (settings, seeds)
+        float32.
       eval_every: inner steps between evaluations.
       eval_batches: batches per evaluation.
       last_eval_batches: batches of the evaluation after the last step.
       details: anything else worth keeping (machine, versions), JSON values only.
+      ids: content hashes of the trials, strings of shape (settings, seeds), `""` for a trial that is missing
+        (its curves are NaN); None where trials have no hash, as in archives of other programs.
     """
 
     task: str
@@ -43,6 +47,7 @@ class Archive:
     eval_batches: int
     last_eval_batches: int
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ids: np.ndarray | None = None
 
     def __post_init__(self):
         shape = (len(self.settings), len(self.seeds), len(self.steps))
@@ -81,4 +86,5 @@ class Archive:
             curves={name: curve[settings] for name, curve in self.curves.items()},
             diverged_at=self.diverged_at[settings],
             seconds=self.seconds[settings],
+            ids=None if self.ids is None else self.ids[settings],
         )

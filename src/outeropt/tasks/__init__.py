@@ -1,0 +1,22 @@
+"""What optimizers are trained on: `names`, `get`, `describe` know every task, `from_functions` adds yours."""
+
+from outeropt.tasks.contract import check
+from outeropt.tasks.families import FAMILIES, single
+from outeropt.tasks.language import TokenData
+from outeropt.tasks.own import from_functions, from_stateful_functions
+from outeropt.tasks.registry import dataset, describe, family, get, names
+
+
+__all__ = [
+    "FAMILIES",
+    "TokenData",
+    "check",
+    "dataset",
+    "describe",
+    "family",
+    "from_functions",
+    "from_stateful_functions",
+    "get",
+    "names",
+    "single",
+]

@@ -1,0 +1,179 @@
+"""Many trials of one task as calls of one compiled program."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from outeropt import tree
+from outeropt._sweep.plan import Chunk, chunks, layout
+from outeropt._sweep.runner import Protocol, Report, Runner
+from outeropt._sweep.settings import Settings, groups
+from outeropt.errors import ConfigError
+from outeropt.optimizer import Optimizer
+from outeropt.store import Archive, Store, Trial
+from outeropt.task import Task
+from outeropt.training import cadence
+
+
+# Raise it when the meaning of a trial changes (keys, cadence, evaluation): old trials are then run anew.
+DEFINITION = 1
+
+def sweep(
+    task: Task,
+    optimizers: Optimizer | Settings | Sequence[Optimizer | Settings],
+    *,
+    seeds: int | Iterable[int] = 3,
+    steps: int,
+    eval_every: int | None = None,
+    eval_batches: int = 5,
+    last_eval_batches: int = 10,
+    lanes: int | Literal["auto"] = "auto",
+    store: Store | None = None,
+    set: str | None = None,
+    optimizer_name: str = "",
+    devices: Sequence[jax.Device] | None = None,
+    report: Report | None = None,
+) -> Archive:
+    """Trains a task with every optimizer and every seed; equal structures share one compiled program.
+
+    Args:
+      task: what to train.
+      optimizers: one optimizer, stacked settings (`grid`, `sample`), or a list of these.
+      seeds: how many seeds (0, 1, ...), or the integers themselves.
+      steps: inner steps of every trial.
+      eval_every: inner steps between evaluations; None chooses about a hundred evaluations.
+      eval_batches: batches per split and evaluation.
+      last_eval_batches: the same for the evaluation after the last step.
+      lanes: trials that one device runs at a time; `"auto"` chooses.
+      store: where finished trials are kept, chunk by chunk, and looked up before anything is run.
+      set: name of this collection of trials, for the archive and the store; None leaves them unnamed.
+      optimizer_name: name of the optimizer in the archive.
+      devices: devices that share the lanes; None takes all local ones.
+      report: called with the number of trials that a piece of work was worth (fractions sum to the total).
+
+    Returns:
+      Curves with axes setting (in the order given), seed, step. A diverged trial is NaN from then on.
+
+    Raises:
+      ConfigError: an argument that cannot be used.
+      StoreError: the store cannot be read or written.
+    """
+    protocol = Protocol(steps, cadence(steps, eval_every), eval_batches, last_eval_batches)
+    seed_list = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not seed_list or len(dict.fromkeys(seed_list)) < len(seed_list):
+        raise ConfigError(f"seeds = {seeds} is not usable; give a positive count or distinct integers.")
+    local = jax.local_devices() if devices is None else devices
+    parts = groups(optimizers)
+    described: dict[int, dict[str, float]] = {}
+    ids: dict[tuple[int, int], str] = {}
+    task_print = tree.fingerprint(task)
+    for positions, settings in parts:
+        described |= zip(positions, settings.describe())
+        for i, position in enumerate(positions):
+            optimizer = tree.fingerprint(settings[i])
+            for seed in seed_list:
+                ids[position, seed] = tree.fingerprint((DEFINITION, task_print, optimizer, seed, tuple(protocol)))
+    whole = _Whole(task, optimizer_name, set, protocol, seed_list, [described[i] for i in sorted(described)], ids)
+
+    found: dict[tuple[int, int], Trial] = {}
+    if store:
+        if set is not None:
+            whole.declare(store, set)
+        kept = store.get(ids.values())
+        found = {place: kept[name] for place, name in ids.items() if name in kept}
+    if report and found:
+        report(len(found))
+    for positions, settings in parts:
+        wanted = [(i, [k for k in seed_list if (p, k) not in found]) for i, p in enumerate(positions)]
+        if not any(needed for _, needed in wanted):
+            continue
+        block = layout(task, settings, seed_list, lanes, local)
+        runner = Runner(task, settings, protocol, block, report)
+        for chunk in chunks(wanted, block):
+            partial = whole.partial(store, chunk, positions) if store else None
+            done = whole.trials(chunk, positions, *runner.run(chunk, partial))
+            if store:
+                store.add(list(done.values()))
+            if partial:
+                partial.unlink(missing_ok=True)
+            found |= done
+    return whole.archive(found)
+
+
+class _Whole(NamedTuple):
+    """All that a sweep consists of, before and after it ran."""
+
+    task: Task
+    optimizer_name: str
+    set: str | None
+    protocol: Protocol
+    seeds: tuple[int, ...]
+    settings: list[dict[str, float]]
+    ids: dict[tuple[int, int], str]
+
+    def declare(self, store: Store, set: str) -> None:
+        """Tells the store which trials the set consists of."""
+        store.declare(
+            set,
+            self.task.name,
+            self.optimizer_name,
+            self.settings,
+            self.seeds,
+            [[self.ids[i, seed] for seed in self.seeds] for i in range(len(self.settings))],
+            self.protocol.points,
+            *self.protocol[1:],
+        )
+
+    def partial(self, store: Store, chunk: Chunk, positions: list[int]) -> Path:
+        """Where a chunk is checkpointed while it runs: beside the store, named by the trials in it."""
+        lanes = [self.ids[positions[i], seed] for seed in chunk.seeds for i in chunk.settings]
+        return Path(f"{store.path}.partial") / f"{tree.fingerprint(lanes)}.safetensors"
+
+    def trials(
+        self, chunk: Chunk, positions: list[int], curves, diverged_at, seconds
+    ) -> dict[tuple[int, int], Trial]:
+        """The trials of a chunk that has run, by setting and seed; padding falls on its original."""
+        done = {}
+        for k, seed in enumerate(chunk.seeds):
+            for j, i in enumerate(chunk.settings):
+                place = positions[i], seed
+                done[place] = Trial(
+                    id=self.ids[place],
+                    task=self.task.name,
+                    optimizer=self.optimizer_name,
+                    setting=self.settings[positions[i]],
+                    seed=seed,
+                    steps=self.protocol.points,
+                    curves={name: curve[k, j] for name, curve in curves.items()},
+                    diverged_at=int(diverged_at[k, j]),
+                    seconds=seconds,
+                    eval_every=self.protocol.eval_every,
+                    eval_batches=self.protocol.eval_batches,
+                    last_eval_batches=self.protocol.last_eval_batches,
+                )
+        return done
+
+    def archive(self, found: dict[tuple[int, int], Trial]) -> Archive:
+        """The finished sweep."""
+        places = [[found[i, seed] for seed in self.seeds] for i in range(len(self.settings))]
+        return Archive(
+            task=self.task.name,
+            set=self.set or "sweep",
+            optimizer=self.optimizer_name,
+            settings=tuple(self.settings),
+            seeds=self.seeds,
+            steps=self.protocol.points,
+            curves={
+                name: np.array([[trial.curves[name] for trial in row] for row in places])
+                for name in places[0][0].curves
+            },
+            diverged_at=np.array([[trial.diverged_at for trial in row] for row in places], np.int32),
+            seconds=np.array([[trial.seconds for trial in row] for row in places], np.float32),
+            eval_every=self.protocol.eval_every,
+            eval_batches=self.protocol.eval_batches,
+            last_eval_batches=self.protocol.last_eval_batches,
+            ids=np.array([[trial.id for trial in row] for row in places]),
+        )

@@ -1,0 +1,132 @@
+"""Which lanes go into which call: blocks, chunks and padding."""
+
+import dataclasses
+import math
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+import equinox as eqx
+import jax
+
+from outeropt._sweep.lanes import Block, LaneMap, one_by_one, record_names, vectorized
+from outeropt._sweep.settings import Settings
+from outeropt.errors import ConfigError
+from outeropt.optimizer import Optimizer
+from outeropt.task import Task
+from outeropt.training import start
+
+
+# Measured on two cores: wide vectors pay until the lanes' state leaves the cache (see docs/benchmarks.md).
+_MOST_LANES = 32
+_CACHE_BYTES = 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """The lanes of one call: every setting with every seed.
+
+    Attributes:
+      settings: positions of the settings; the last one repeats as padding.
+      seeds: seeds; the last one repeats as padding.
+    """
+
+    settings: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def lanes(self) -> int:
+        """Trials in the chunk, without padding."""
+        return len(set(self.settings)) * len(set(self.seeds))
+
+
+def layout(
+    task: Task,
+    settings: Settings,
+    seeds: Sequence[int],
+    lanes: int | Literal["auto"],
+    devices: Sequence[jax.Device],
+) -> Block:
+    """The block that all chunks of a sweep share.
+
+    Args:
+      lanes: trials per call and device; `"auto"` chooses by the size of the training state.
+      devices: devices to share the lanes.
+
+    Raises:
+      ConfigError: `lanes` is not positive.
+    """
+    if lanes != "auto" and lanes < 1:
+        raise ConfigError(f"lanes = {lanes} is not allowed; give a positive number or 'auto'.")
+    columns = record_names(task, settings[0])
+    per_device = _lanes_per_device(task, settings[0]) if lanes == "auto" else lanes
+    devices = tuple(devices)[: len(settings) * len(seeds)]
+    most = per_device * len(devices)
+    seed_block = _even(len(seeds), most)
+    if len(settings) < len(devices):
+        # Too few settings to give every device one: share the seeds instead.
+        seed_block = _round_up(min(seed_block, len(seeds)), len(devices))
+        return Block(len(settings), seed_block, devices, _lane_map(task), columns)
+    setting_block = _fitting(len(settings), max(1, most // seed_block), len(devices))
+    return Block(setting_block, seed_block, devices, _lane_map(task), columns)
+
+
+def chunks(wanted: Sequence[tuple[int, Collection[int]]], block: Block) -> list[Chunk]:
+    """Cuts the wanted trials into chunks of one block shape, padding the last of each group.
+
+    Args:
+      wanted: for each setting its position and the seeds that it still needs.
+      block: the shape.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for position, needed in wanted:
+        if needed:
+            groups.setdefault(tuple(needed), []).append(position)
+    found = []
+    for needed, positions in groups.items():
+        for seeds in _cut(needed, block.seeds):
+            found += [Chunk(part, seeds) for part in _cut(positions, block.settings)]
+    return found
+
+
+def is_convolutional(task: Task) -> bool:
+    """Whether the task's loss convolves: batched kernels become grouped convolutions, which are slow on CPU."""
+
+    def one(key):
+        params, state = task.init(key)
+        return task.loss(params, state, task.batch("train", key), key)[0]
+
+    return "conv_general_dilated" in str(jax.make_jaxpr(one)(jax.random.key(0)))
+
+
+def _lane_map(task: Task) -> LaneMap:
+    return one_by_one if is_convolutional(task) else vectorized
+
+
+def _lanes_per_device(task: Task, optimizer: Optimizer) -> int:
+    state = eqx.filter_eval_shape(start, task, optimizer, jax.random.key(0), 1)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return min(_MOST_LANES, max(1, _CACHE_BYTES // max(1, size)))
+
+
+def _cut(items: Sequence[int], length: int) -> list[tuple[int, ...]]:
+    parts = [tuple(items[i : i + length]) for i in range(0, len(items), length)]
+    return [part + part[-1:] * (length - len(part)) for part in parts]
+
+
+def _even(count: int, most: int) -> int:
+    """The length of equal parts of `count`, each at most `most`."""
+    return math.ceil(count / math.ceil(count / most))
+
+
+def _round_up(count: int, multiple: int) -> int:
+    return math.ceil(count / multiple) * multiple
+
+
+def _fitting(count: int, most: int, multiple: int) -> int:
+    """The block length, a multiple near `most` at the largest, that pads `count` the least."""
+    longest = _round_up(min(most, count), multiple)
+    shortest = _round_up(max(1, longest // 2), multiple)
+    return min(
+        range(longest, shortest - 1, -multiple),
+        key=lambda length: (math.ceil(count / length) * length, -length),
+    )

@@ -1,0 +1,118 @@
+"""Running chunks of lanes: a few seconds of work per call, checkpointed while it lasts."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from outeropt import checkpoint
+from outeropt._sweep.lanes import WINDOWS, Block, advance, blank
+from outeropt._sweep.plan import Chunk
+from outeropt._sweep.settings import Settings
+from outeropt.task import Task
+from outeropt.training import mask_diverged
+
+
+# Seconds of work per call, so that progress moves and a kill costs little; and between checkpoints of a chunk.
+_CALL_SECONDS = 2.0
+_CHECKPOINT_SECONDS = 60.0
+
+Report = Callable[[float], None]
+
+
+class Protocol(NamedTuple):
+    """How every trial of a sweep is run and evaluated."""
+
+    steps: int
+    eval_every: int
+    eval_batches: int
+    last_eval_batches: int
+
+    @property
+    def points(self) -> np.ndarray:
+        """Inner steps of the evaluations."""
+        return np.append(np.arange(0, self.steps, self.eval_every), self.steps).astype(np.int32)
+
+
+class Runner:
+    """Runs chunks of one block shape, a few seconds of work per call."""
+
+    def __init__(self, task, settings, protocol, block: Block, report: Report | None):
+        arrays, static = eqx.partition(_nameless(task), eqx.is_array)
+        self.task = eqx.combine(block.replicate(arrays), static)
+        self.settings: Settings = settings
+        self.protocol: Protocol = protocol
+        self.block = block
+        self.report = report
+
+    def run(self, chunk: Chunk, partial: Path | None) -> tuple[dict[str, np.ndarray], np.ndarray, float]:
+        """Runs a chunk, from its checkpoint where there is one.
+
+        Args:
+          chunk: the lanes.
+          partial: the checkpoint of the unfinished chunk; None keeps none.
+
+        Returns:
+          Curves (seeds, settings, T) by name, steps of divergence (seeds, settings), and run seconds per trial.
+        """
+        protocol = self.protocol
+        total = protocol.steps // protocol.eval_every
+        stacked = self.settings.select(chunk.settings).stacked
+        keys = jnp.stack([jax.random.key(seed) for seed in chunk.seeds])
+        carry = blank(self.task, stacked, self.block)
+        records = np.zeros((len(chunk.seeds), len(chunk.settings), total + 1, len(self.block.columns)), np.float32)
+
+        done, spent, carry, records = self._resume(chunk, partial, carry, records)
+        carry, *_ = self._call(stacked, keys, carry, done, 0)  # compiles; no window is done
+        count, saved = 1, time.monotonic()
+        while done < total:
+            count = min(count, total - done, WINDOWS)
+            carry, rows, took = self._call(stacked, keys, carry, done, count)
+            records[:, :, done : done + count + 1] = rows
+            done, spent = done + count, spent + took
+            if self.report:
+                self.report(chunk.lanes * count / total)
+            count = max(1, int(_CALL_SECONDS / (took / count)))
+            if partial and done < total and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                checkpoint.save(partial, (carry, records), {"done": done, "seconds": spent})
+                saved = time.monotonic()
+        curves = {name: records[..., column] for column, name in enumerate(self.block.columns)}
+        diverged_at = self._diverged(np.asarray(carry[0].diverged_at), records[:, :, total])
+        lanes = self.block.settings * self.block.seeds
+        return mask_diverged(curves, protocol.points, diverged_at), diverged_at, spent / lanes
+
+    def _call(self, stacked, keys, carry, done: int, count: int):
+        protocol = self.protocol
+        steps, every, batches, last_batches = protocol
+        clock = jnp.asarray([done * every, count, every, steps, batches, last_batches], jnp.int32)
+        began = time.perf_counter()
+        carry, rows = advance((self.task, stacked, keys, clock), carry, self.block)
+        rows = np.asarray(rows)[:, :, : count + 1]
+        return carry, rows, time.perf_counter() - began
+
+    def _diverged(self, diverged_at: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """Adds trials whose very last update went wrong."""
+        late = (diverged_at < 0) & ~np.isfinite(last[..., self.block.columns.index("train/loss")])
+        return np.where(late, self.protocol.steps, diverged_at)
+
+    def _resume(self, chunk: Chunk, path: Path | None, carry, records) -> tuple[int, float, Any, np.ndarray]:
+        if path is None or not path.exists():
+            return 0, 0.0, carry, records
+        kept = checkpoint.metadata(path)
+        carry, records = checkpoint.load(path, (carry, records))
+        if self.report:
+            self.report(chunk.lanes * kept["done"] * self.protocol.eval_every / self.protocol.steps)
+        return kept["done"], kept["seconds"], carry, np.array(records)
+
+
+def _nameless(task: Task) -> Task:
+    """The same task without its name, which must not tell equal programs apart."""
+    copy = object.__new__(type(task))
+    for field, value in vars(task).items():
+        object.__setattr__(copy, field, "" if field == "name" else value)
+    return copy

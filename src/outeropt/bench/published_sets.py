@@ -1,0 +1,55 @@
+"""The hyperparameter sets of learned_optimization, as data.
+
+Source: google/learned_optimization, its baselines (names, grids, seeds, lengths) and the defaults of its
+optimizers (the fixed hyperparameters).
+"""
+
+from typing import Any
+
+
+LEARNING_RATES = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+ACCUMULATED = tuple(2.0**i for i in range(12))
+
+_LR = {"learning_rate": LEARNING_RATES}
+_ACCUMULATE = {"every": ACCUMULATED, **_LR}
+
+_ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 1e-8}
+_RMSPROP = {"decay": 0.9, "eps": 1e-8}
+
+PUBLISHED: tuple[tuple[str, str, dict[str, Any], dict[str, tuple[float, ...]], str], ...] = (
+    ("AdaBeliefLR", "adabelief", {"b1": 0.9, "b2": 0.999, "eps": 1e-16, "eps_root": 1e-16}, _LR, "10000_R5"),
+    ("AdaGradLR", "adagrad", {"initial_accumulator_value": 0.1, "eps": 1e-7}, _LR, "10000_R5"),
+    ("AdafactorLR", "adafactor", {}, _LR, "10000_R5"),
+    ("AdamLR", "adam", _ADAM, _LR, "1000_R5 2000_R5 10000_R1 10000_R5 100000_R5 300000_R5"),
+    ("AdamLR_GradAccum", "accumulate:adam", _ADAM, _ACCUMULATE, "16384_R3 16384_R5 16384_R32"),
+    ("AdamExpDecayLR", "exponential:adam", {"decay": 7e-5, **_ADAM}, _LR, "100000_R5 300000_R5"),
+    ("AdamSqrtDecayLR", "inverse_sqrt:adam", {"warmup_steps": 1000.0, **_ADAM}, _LR, "100000_R5 300000_R5"),
+    ("AdamWLR", "adamw", {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-4}, _LR, "10000_R5"),
+    ("FromageLR", "fromage", {"min_norm": 1e-6}, _LR, "10000_R5"),
+    ("Grad10AdamLR", "accumulate:adam", {"every": 10.0, **_ADAM}, _LR, "100000_R5"),
+    ("LambLR", "lamb", {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "weight_decay": 0.0}, _LR, "10000_R5"),
+    ("LarsLR", "lars", {"weight_decay": 0.0, "trust_coefficient": 1e-3, "momentum": 0.9}, _LR, "10000_R5"),
+    ("RAdamLR", "radam", {"b1": 0.9, "b2": 0.999, "eps": 1e-8}, _LR, "10000_R5 100000_R5 300000_R5"),
+    ("RMSPropLR", "rmsprop", _RMSPROP, _LR, "10000_R5"),
+    ("RMSPropMomLR", "rmsprop", {**_RMSPROP, "momentum": 0.9}, _LR, "10000_R5"),
+    ("SGDLR", "sgd", {}, _LR, "2000_R5 10000_R5"),
+    ("SGDLR_GradAccum", "accumulate:sgd", {}, _ACCUMULATE, "16384_R5"),
+    ("SGDMLR", "momentum", {"momentum": 0.9}, _LR, "2000_R5 10000_R5"),
+    ("SGDMLR_GradAccum", "accumulate:momentum", {"momentum": 0.9}, _ACCUMULATE, "16384_R5"),
+    ("SM3LR", "sm3", {"momentum": 0.9}, _LR, "10000_R5"),
+    ("SM3beta2_999_LR", "sm3", {"momentum": 0.9, "b2": 0.999}, _LR, "10000_R5"),
+    ("YogiLR", "yogi", {"b1": 0.9, "b2": 0.999, "eps": 1e-3}, _LR, "10000_R5"),
+)
+"""Name, optimizer, fixed hyperparameters, grid, and the lengths and seeds that it comes in, as in names."""
+
+LEFT_OUT = {
+    "OptList1k_*": "its list of a thousand settings is not ours to copy",
+    "*LOpt*": "it needs a learned optimizer's checkpoint, and those sets come with learned optimizers",
+    "Shampoo128*": "there is no Shampoo with grafting here yet",
+}
+"""Sets of learned_optimization that are not offered, by pattern, and why."""
+
+NOTES = {
+    "RMSPropMomLR": "Published under RMSPropLR's folder names: raw runs of the two cannot be told apart.",
+}
+"""What a reader should know of a set, by name."""

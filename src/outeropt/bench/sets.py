@@ -1,0 +1,270 @@
+"""Hyperparameter sets: named collections of trials, those of learned_optimization and ours.
+
+`AdamLR_10000_R5` is the published name of Adam at 15 learning rates, 5 seeds, 10000 steps: settings, seeds,
+length and evaluation cadence are those of learned_optimization, so that its published archives compare with
+ours. For every registered optimizer there is also `<name>-lr`, a grid over its learning rate, and
+`<name>-default`, the one setting that plays *as is*; wrapped optimizers (`clip:adam-lr`) have them as well.
+"""
+
+import dataclasses
+import fnmatch
+import functools
+import itertools
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from outeropt.bench.published_sets import LEFT_OUT, NOTES, PUBLISHED
+from outeropt.errors import ConfigError, UnknownName, near_misses, unknown_name
+
+
+if TYPE_CHECKING:
+    from outeropt.optimizer import Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class HyperparameterSet:
+    """One optimizer at some settings, with some seeds, for some steps.
+
+    Attributes:
+      name: the set's name; one ending in `-default` plays as is on leaderboards.
+      optimizer: a registered optimizer, such as `"adam"` or `"accumulate:adam"`.
+      fixed: hyperparameters that all settings share, by name.
+      grid: values by hyperparameter; the settings are all combinations. Empty: one setting.
+      seeds: number of seeds, at least 1.
+      steps: inner steps, at least 1.
+      eval_every: inner steps between evaluations.
+      eval_batches: batches per evaluation.
+      last_eval_batches: batches of the evaluation after the last step.
+      note: anything a reader should know.
+      tags: words to filter by.
+
+    Raises:
+      ConfigError: a count below 1, or a hyperparameter without values or both fixed and in the grid.
+    """
+
+    name: str
+    optimizer: str
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    grid: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    seeds: int = 3
+    steps: int = 1000
+    eval_every: int = 10
+    eval_batches: int = 5
+    last_eval_batches: int = 10
+    note: str = ""
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for count in ("seeds", "steps", "eval_every", "eval_batches", "last_eval_batches"):
+            if getattr(self, count) < 1:
+                raise ConfigError(
+                    f"Set {self.name}: {count} = {getattr(self, count)}; it must be at least 1."
+                )
+        for name, values in self.grid.items():
+            if not values:
+                raise ConfigError(f"Set {self.name}: the grid has no values for {name}; give at least one.")
+            if name in self.fixed:
+                raise ConfigError(f"Set {self.name}: {name} is both fixed and in the grid; keep one of them.")
+
+    def settings(self) -> tuple[dict[str, float], ...]:
+        """All combinations of the grid, in the order of nested loops, the last name fastest."""
+        return tuple(dict(zip(self.grid, values)) for values in itertools.product(*self.grid.values()))
+
+    def build(self, setting: Mapping[str, float]) -> "Optimizer":
+        """The optimizer at one setting.
+
+        Raises:
+          UnknownName: no such optimizer or hyperparameter.
+          OutOfSpace: a value outside its space.
+        """
+        from outeropt import optimizers
+
+        given = {**self.fixed, **setting}
+        # A leaf inside a schedule or a wrapper has a dotted name, which is no argument of a factory.
+        arguments = {name: value for name, value in given.items() if "." not in name}
+        inner = {name: value for name, value in given.items() if "." in name}
+        return optimizers.get(self.optimizer, **arguments).replace(inner)
+
+    def optimizers(self) -> list["Optimizer"]:
+        """The optimizer at every setting, in order."""
+        return [self.build(setting) for setting in self.settings()]
+
+
+@functools.cache
+def _published() -> dict[str, HyperparameterSet]:
+    found = {}
+    for prefix, optimizer, fixed, grid, variants in PUBLISHED:
+        for variant in variants.split():
+            steps, seeds = variant.split("_R")
+            name = f"{prefix}_{variant}"
+            found[name] = HyperparameterSet(
+                name,
+                optimizer,
+                fixed,
+                grid,
+                int(seeds),
+                int(steps),
+                note=NOTES.get(prefix, ""),
+                tags=("published",),
+            )
+    return found
+
+
+def _learning_rate(optimizer: str) -> HyperparameterSet | None:
+    """`<optimizer>-lr`; None for an optimizer without a learning rate."""
+    from outeropt import optimizers
+
+    spaces = optimizers.get(optimizer).spaces
+    leaf = next((name for name in spaces if name.split(".")[-1] == "learning_rate"), None)
+    leaf = leaf or next((name for name in spaces if name.endswith("learning_rate.peak")), None)
+    if leaf is None:
+        return None
+    # Rounded, so that tables and folders say 0.001 and not 0.0010000000000000002.
+    grid = {leaf: tuple(float(f"{value:.6g}") for value in spaces[leaf].grid(9))}
+    return HyperparameterSet(f"{optimizer}-lr", optimizer, grid=grid, tags=("generated", "tuned"))
+
+
+def _default(optimizer: str) -> HyperparameterSet:
+    return HyperparameterSet(f"{optimizer}-default", optimizer, tags=("generated", "as is"))
+
+
+def names(pattern: str | None = None) -> list[str]:
+    """Names of all sets, published ones first.
+
+    Args:
+      pattern: keep names that match, with `*` and `?` as in file names.
+    """
+    from outeropt import optimizers
+
+    found = list(_published())
+    for optimizer in optimizers.names():
+        learning_rate = _learning_rate(optimizer)
+        found += [learning_rate.name] if learning_rate else []
+        found.append(_default(optimizer).name)
+    return [name for name in found if pattern is None or fnmatch.fnmatchcase(name, pattern)]
+
+
+def get(name: str) -> HyperparameterSet:
+    """A set by name; also `path.yaml` (see `from_yaml`) and `path.py:attribute`.
+
+    Raises:
+      UnknownName: no such set, or one of learned_optimization's that is not offered, and why.
+      ConfigError: a file that does not describe a set.
+    """
+    if name in _published():
+        return _published()[name]
+    if name.endswith((".yaml", ".yml")):
+        return from_yaml(name)
+    path, separator, attribute = name.rpartition(":")
+    if separator and path.endswith(".py"):
+        return _from_python(path, attribute)
+    optimizer, _, kind = name.rpartition("-")
+    if kind in ("lr", "default"):
+        return _generated(name, optimizer, kind)
+    for pattern, reason in LEFT_OUT.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            raise UnknownName(f"Set {name} of learned_optimization is not offered: {reason}.")
+    raise unknown_name("hyperparameter set", name, names(), see="outeropt list sets")
+
+
+def _generated(name: str, optimizer: str, kind: str) -> HyperparameterSet:
+    from outeropt import optimizers
+
+    try:
+        optimizers.get(optimizer)
+    except UnknownName:
+        raise unknown_name("hyperparameter set", name, names(), see="outeropt list sets") from None
+    found = _learning_rate(optimizer) if kind == "lr" else _default(optimizer)
+    if found is None:
+        raise UnknownName(f"{optimizer} has no learning rate to search; use {optimizer}-default.")
+    return found
+
+
+def from_yaml(path: str | Path) -> HyperparameterSet:
+    """Reads a set from a YAML mapping of `HyperparameterSet`'s fields.
+
+    A grid's values are a list, or what the command line takes: `log:1e-5:1e-1:9`. Without a name the set has
+    the file's.
+
+    Raises:
+      ConfigError: the file cannot be read or is no mapping, a key is unknown, a value has the wrong type.
+    """
+    path = Path(path)
+    try:
+        given = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Set file {path} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"Set file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(given, dict):
+        raise ConfigError(
+            f"Set file {path} must be a mapping with at least `optimizer`, not {type(given).__name__}."
+        )
+    for key, value in given.items():
+        if key not in _TYPES:
+            close = near_misses(str(key), _TYPES)
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            raise ConfigError(f"{path}: unknown key {key!r}.{hint} Keys: {', '.join(_TYPES)}.")
+        if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
+            raise ConfigError(f"{path}: {key} = {value!r} must be a {_NAMES[_TYPES[key]]}.")
+    if "optimizer" not in given:
+        raise ConfigError(f"{path}: the key `optimizer` is missing; name a registered optimizer.")
+    fields = {"name": path.stem, **given}
+    fields["grid"] = {name: _values(path, name, values) for name, values in given.get("grid", {}).items()}
+    fields["fixed"] = {name: _number(value) for name, value in given.get("fixed", {}).items()}
+    return HyperparameterSet(**{**fields, "tags": tuple(given.get("tags", ()))})
+
+
+_TYPES = {
+    "name": str,
+    "optimizer": str,
+    "fixed": dict,
+    "grid": dict,
+    "seeds": int,
+    "steps": int,
+    "eval_every": int,
+    "eval_batches": int,
+    "last_eval_batches": int,
+    "note": str,
+    "tags": list,
+}
+_NAMES = {str: "text", int: "whole number", dict: "mapping", list: "list"}
+
+
+def _number(value: Any) -> Any:
+    # YAML reads 1e-3 (without a point) as text.
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _values(path: Path, name: str, given: Any) -> tuple[float, ...]:
+    if isinstance(given, str):
+        from outeropt.space import parse_grid
+
+        return tuple(parse_grid(given))
+    numbers = [_number(value) for value in given] if isinstance(given, list) else [_number(given)]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ConfigError(
+                f"{path}: the grid of {name} has {number!r}; give numbers, or a grid such as log:1e-5:1e-1:9."
+            )
+    return tuple(numbers)
+
+
+def _from_python(path: str, attribute: str) -> HyperparameterSet:
+    try:
+        found = runpy.run_path(path)
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    if attribute not in found:
+        raise unknown_name(f"attribute of {path}", attribute, [name for name in found if name[0] != "_"])
+    if not isinstance(found[attribute], HyperparameterSet):
+        kind = type(found[attribute]).__name__
+        raise ConfigError(f"{path}:{attribute} is of type {kind}; make it a HyperparameterSet.")
+    return found[attribute]

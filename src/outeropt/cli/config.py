@@ -1,0 +1,193 @@
+"""From words to a frozen dataclass: YAML pieces, overrides, and messages of one line."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+
+from outeropt.errors import ConfigError, near_misses
+
+
+C = TypeVar("C")
+
+_OPTION = "--optimizer."
+
+
+def parse(verb: str, config_class: type[C], words: Sequence[str]) -> C:
+    """Reads the words after a verb into its configuration.
+
+    `-c a.yaml b.yaml` fills it first (the later file wins), flags override, and `--optimizer.NAME VALUE` sets a
+    hyperparameter of the optimizer.
+
+    Raises:
+      ConfigError: an unknown key, a wrong type, a missing value or an unreadable file.
+      SystemExit: help was asked for, and printed.
+    """
+    files, words = _take_files(list(words))
+    hyperparameters, words = _take_hyperparameters(words)
+    given: dict[str, Any] = {}
+    for file in files:
+        given |= _read_yaml(file, config_class, given)
+    if hyperparameters:
+        if "hyperparameters" not in _fields(config_class):
+            raise ConfigError(f"outeropt {verb} takes no {_OPTION}* options.")
+        given["hyperparameters"] = {**given.get("hyperparameters", {}), **hyperparameters}
+    default = _default(config_class, given)
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            return tyro.cli(config_class, prog=f"outeropt {verb}", args=words, default=default)
+    except SystemExit as stop:
+        if stop.code:
+            raise ConfigError(_one_line(err.getvalue() or out.getvalue(), verb)) from None
+        print(out.getvalue(), end="")
+        raise
+
+
+def _take_files(words: list[str]) -> tuple[list[Path], list[str]]:
+    """Pulls `-c`/`--config` and the paths that follow it out of the words."""
+    files, rest = [], []
+    taking = False
+    for word in words:
+        if word in ("-c", "--config"):
+            taking = True
+        elif word.startswith("-"):
+            taking = False
+            rest.append(word)
+        else:
+            (files if taking else rest).append(Path(word) if taking else word)
+    return files, rest
+
+
+def _take_hyperparameters(words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Pulls `--optimizer.NAME VALUE` and `--optimizer.NAME=VALUE` out of the words."""
+    found, rest = {}, []
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith(_OPTION):
+            rest.append(word)
+            continue
+        name, equals, value = word[len(_OPTION) :].partition("=")
+        if not equals:
+            if not words:
+                raise ConfigError(f"{word} needs a value, as in {word} 1e-3.")
+            value = words.pop(0)
+        found[name.replace("-", "_")] = yaml.safe_load(_as_yaml_number(value))
+    return found, rest
+
+
+def _as_yaml_number(text: str) -> str:
+    """YAML 1.1 reads 1e-3 as text; people mean a number."""
+    return re.sub(r"^([+-]?\d+)(e[+-]?\d+)$", r"\1.0\2", text, flags=re.IGNORECASE)
+
+
+def _read_yaml(path: Path, config_class: type, before: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"Configuration file {path} does not exist.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Configuration file {path} is not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"Configuration file {path} must hold keys and values, not a {type(content).__name__}.")
+    fields = _fields(config_class)
+    for key, value in content.items():
+        if key not in fields:
+            close = near_misses(str(key), fields)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(fields)}."
+            raise ConfigError(f"Unknown key {key!r} in {path}; {hint}")
+        content[key] = _coerce(value, fields[key], f"{key} in {path}")
+        if isinstance(content[key], dict):
+            content[key] = {**before.get(key, {}), **content[key]}
+    return content
+
+
+def _fields(config_class: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(config_class)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
+
+
+def _coerce(value: Any, kind: Any, where: str) -> Any:
+    """A YAML value as the field's type.
+
+    Raises:
+      ConfigError: it is of another type.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        errors = []
+        for option in (a for a in arguments if a is not type(None)):
+            try:
+                return _coerce(value, option, where)
+            except ConfigError as error:
+                errors.append(error)
+        raise errors[0]
+    if kind is float and isinstance(value, str):  # 1e-3 without a point is text in YAML 1.1
+        with contextlib.suppress(ValueError):
+            return float(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_coerce(item, arguments[0], where) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {str(name): _coerce(item, arguments[1], f"{name} of {where}") for name, item in value.items()}
+    plain = origin or kind
+    if kind is Any or (isinstance(value, plain) and not (plain is int and isinstance(value, bool))):
+        return value
+    raise ConfigError(f"{where} must be {_type_name(kind)}, not {value!r}.")
+
+
+def _type_name(kind: Any) -> str:
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
+        kind, getattr(kind, "__name__", str(kind))
+    )
+
+
+def _default(config_class: type[C], given: Mapping[str, Any]) -> C:
+    """A configuration whose missing required fields tyro will ask for."""
+    values = {}
+    for field in dataclasses.fields(config_class):  # pyright: ignore[reportArgumentType]
+        if field.name in given:
+            values[field.name] = given[field.name]
+        elif field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+        else:
+            values[field.name] = tyro.MISSING
+    return config_class(**values)
+
+
+def _one_line(box: str, verb: str) -> str:
+    """What tyro says in a box, as one line; the box and its rules are ASCII where the locale is."""
+    lines = [line.strip(" │|") for line in box.splitlines() if not line.startswith(("╭", "╰", "+"))]
+    parts: list[list[str]] = [[]]
+    for line in filter(None, lines):
+        if re.fullmatch("[─-]+", line):
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    if len(parts) > 1 and ":" not in " ".join(parts[0]):  # the box's title
+        parts.pop(0)
+    message = " ".join(parts[0]).rstrip(".")
+    for part in parts[1:]:
+        if part and part[0].startswith("Perhaps you meant"):
+            message += f". Did you mean {part[1]}?"
+        elif part and part[0].startswith("Unrecognized"):
+            message += f". {' '.join(part)}"
+    return f"{message.rstrip('.')}. See outeropt {verb} --help".replace("?.", "?")

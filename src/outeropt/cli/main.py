@@ -1,0 +1,78 @@
+"""The `outeropt` command: finds the verb, parses, calls a lower floor, prints."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from outeropt.errors import OuteroptError, near_misses
+
+
+# verb -> what it does; the module cli/<verb>.py holds its configuration and `run`.
+VERBS = {
+    "leaderboard": "Rank optimizers on bundled tasks: a table and a report page in under three minutes.",
+    "list": "List tasks, optimizers, sets or datasets, by name or pattern.",
+    "describe": "Say what a task, optimizer, set or dataset is.",
+    "train": "Train one optimizer on one task.",
+    "sweep": "Train a task with many settings and seeds in one compiled program.",
+    "report": "Turn a store into tables, figures and one interactive page.",
+    "export": "Write a store's archives as Parquet and .npz files.",
+    "load": "Load exported or published archives into a store.",
+    "status": "Say what a store holds: finished, missing and diverged trials.",
+    "data": "Get or list datasets.",
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      words: the words after `outeropt`; None takes them from the command line.
+
+    Returns:
+      Exit status: 0, 2 for something the user can mend, 130 when interrupted.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"outeropt {version('outeropt')}")
+        return 0
+    verb, *rest = words
+    try:
+        if verb not in VERBS:
+            close = near_misses(verb, VERBS)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"verbs: {', '.join(VERBS)}."
+            raise OuteroptError(f"outeropt has no verb {verb!r}; {hint}")
+        from outeropt.cli.config import parse
+
+        module = importlib.import_module(f"outeropt.cli.{verb}")
+        module.run(parse(verb, module.Config, rest))
+    except OuteroptError as error:
+        print(f"outeropt: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"outeropt: {error.strerror or error}{where}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("outeropt: interrupted; finished trials are kept, the same command goes on", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+    return (
+        "usage: outeropt VERB ...\n\nOptimize optimizers: rank, sweep and tune them.\n\n"
+        f"{verbs}\n\nouteropt VERB --help says more about one of them."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

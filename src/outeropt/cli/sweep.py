@@ -1,0 +1,64 @@
+"""`outeropt sweep`: many settings and seeds of one optimizer on one task."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from outeropt.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a task with every setting and seed, as one compiled program.
+
+    Give --set NAME, or --optimizer with --grid or --sample. Other hyperparameters are set by --optimizer.NAME VALUE.
+    """
+
+    task: str
+    """A task's name, or path/to/file.py:attribute."""
+    set: str | None = None
+    """A hyperparameter set (outeropt list sets), a .yaml file, or path.py:attribute."""
+    optimizer: str | None = None
+    """An optimizer's name, in place of a set."""
+    hyperparameters: Annotated[dict[str, float], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
+    grid: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """NAME=SCALE:LOW:HIGH:COUNT or NAME=V1,V2,...; repeat for more hyperparameters."""
+    sample: int | None = None
+    """That many random settings from the optimizer's spaces, in place of a grid."""
+    seeds: int | None = None
+    """Seeds per setting. Default: the set's, else 3."""
+    steps: int | None = None
+    """Inner steps. Default: the set's, else 1000."""
+    eval_every: int | None = None
+    """Inner steps between evaluations; must divide steps. Default: the set's, else about a hundred."""
+    lanes: int | None = None
+    """Trials that one device runs at a time. Default: chosen by the size of the training state."""
+    store: Path = Path("runs.db")
+    """Where finished trials are kept; those that are there already are not run again."""
+    name: str | None = None
+    """Name of the set in the store. Default: the set's own, or made from optimizer and grid."""
+
+    def __post_init__(self):
+        if (self.set is None) == (self.optimizer is None):
+            raise ConfigError("Give either --set NAME or --optimizer NAME (with --grid or --sample).")
+        if self.set is not None and (self.grid or self.sample or self.hyperparameters):
+            raise ConfigError("--grid, --sample and --optimizer.* go with --optimizer; a set has its own grid.")
+        if self.grid and self.sample is not None:
+            raise ConfigError("--grid and --sample exclude each other; give one.")
+
+
+def run(config: Config) -> None:
+    """Runs the command."""
+    from outeropt.cli.running import plan_of, prepare, swept
+
+    prepare()
+    from outeropt import tasks
+    from outeropt.cli.show import show_archive
+
+    task = tasks.get(config.task)
+    plan = plan_of(config)
+    tasks.check(task)
+    show_archive(swept(task, plan, config))
+    print(f"Trials: {config.store}   next: outeropt report {config.store}")

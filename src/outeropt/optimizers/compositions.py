@@ -1,0 +1,112 @@
+"""Optax transformations made of two or more, where optax has the parts but no ready-made optimizer."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from outeropt.optimizers.optax_optimizer import static_arguments
+
+
+@static_arguments("b2")
+def sm3(learning_rate: float, momentum: float = 0.9, b2: float = 1.0) -> optax.GradientTransformation:
+    """SM3 for leaves of any rank: optax's needs at least one axis, so scalars are given one.
+
+    Args:
+      learning_rate: step size.
+      momentum: decay of the momentum.
+      b2: decay of the second moments; 1 adds them up.
+    """
+    inner = optax.chain(
+        optax.scale_by_sm3(b1=momentum, b2=b2), optax.scale_by_learning_rate(learning_rate)
+    )
+
+    def init(params):
+        return inner.init(jax.tree.map(jnp.atleast_1d, params))
+
+    def update(updates, state, params=None):
+        del params
+        shaped, state = inner.update(jax.tree.map(jnp.atleast_1d, updates), state)
+        return jax.tree.map(lambda new, old: new.reshape(old.shape), shaped, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def mechanic_adamw(
+    learning_rate: float = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    mechanic_weight_decay: float = 0.01,
+    s_init: float = 1e-6,
+    num_betas: int = 6,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW whose learning rate Mechanic finds.
+
+    Args:
+      learning_rate: a factor on AdamW's updates, for schedules.
+      b1: AdamW's decay of the mean.
+      b2: AdamW's decay of the square.
+      eps: AdamW's epsilon.
+      weight_decay: AdamW's weight decay.
+      mechanic_weight_decay: Mechanic's own, relative to gradient and parameter norms.
+      s_init: first scale.
+      num_betas: number of decays that Mechanic tries at once.
+    """
+    base = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    return optax.contrib.mechanize(base, mechanic_weight_decay, s_init=s_init, num_betas=num_betas)
+
+
+def mechanic_sgd(
+    learning_rate: float = 1.0,
+    momentum: float | None = None,
+    mechanic_weight_decay: float = 0.01,
+    s_init: float = 1e-6,
+    num_betas: int = 6,
+) -> optax.GradientTransformationExtraArgs:
+    """SGD whose learning rate Mechanic finds.
+
+    Args:
+      learning_rate: a factor on SGD's updates, for schedules.
+      momentum: decay of the momentum; None for none.
+      mechanic_weight_decay: Mechanic's own, relative to gradient and parameter norms.
+      s_init: first scale.
+      num_betas: number of decays that Mechanic tries at once.
+    """
+    base = optax.sgd(learning_rate, momentum=momentum)
+    return optax.contrib.mechanize(base, mechanic_weight_decay, s_init=s_init, num_betas=num_betas)
+
+
+@static_arguments("factor", "rtol", "atol")
+def reduce_on_plateau(
+    learning_rate: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    factor: float = 0.5,
+    patience: int = 5,
+    cooldown: int = 0,
+    accumulation_size: int = 50,
+    min_scale: float = 1e-4,
+    rtol: float = 1e-4,
+    atol: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam with a learning rate that falls when the training loss no longer does.
+
+    Args:
+      learning_rate: Adam's first step size.
+      b1: Adam's decay of the mean.
+      b2: Adam's decay of the square.
+      eps: Adam's epsilon.
+      factor: what the learning rate is multiplied by, in (0, 1).
+      patience: mean losses without improvement before that.
+      cooldown: mean losses to wait after it.
+      accumulation_size: minibatch losses in one mean.
+      min_scale: smallest fraction of the learning rate.
+      rtol: relative improvement that counts.
+      atol: absolute improvement that counts.
+    """
+    plateau = optax.contrib.reduce_on_plateau(
+        factor, patience, rtol, atol, cooldown, accumulation_size, min_scale
+    )
+    return optax.chain(optax.adam(learning_rate, b1=b1, b2=b2, eps=eps), plateau)

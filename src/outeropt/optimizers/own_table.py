@@ -1,0 +1,135 @@
+"""The table's last part: our own optimizers, the wrappers that names can begin with, and names for combinations."""
+
+import dataclasses
+import functools
+import inspect
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from outeropt.optimizer import Optimizer
+from outeropt.optimizers import schedules, wrappers
+from outeropt.optimizers.entry import Entry, Paper
+from outeropt.optimizers.nadamw import NAdamW
+from outeropt.optimizers.schedules import Schedule
+
+
+_METZ = Paper(
+    "Using a thousand optimization tasks to learn hyperparameter search strategies",
+    "Metz and others",
+    2020,
+    "2002.11887",
+)
+
+OWN: dict[str, Entry] = {"nadamw_constant": Entry(NAdamW, _METZ)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """A wrapper that a name may begin with, as in `clip:adam`.
+
+    Attributes:
+      factory: a `Wrapper`, or a `Schedule` for the learning rate of the inner optimizer.
+      summary: what it does, in a few words.
+      defaults: values that differ from the factory's own.
+    """
+
+    factory: Callable[..., Any]
+    summary: str
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of the hyperparameters that it adds."""
+        fixed = ("inner",) if not self._is_schedule else ("peak",)
+        return tuple(name for name in inspect.signature(self.factory).parameters if name not in fixed)
+
+    def wrap(self, inner: Optimizer, hyperparameters: Mapping[str, Any]) -> Optimizer:
+        """The wrapper around `inner`."""
+        given = {**self.defaults, **hyperparameters}
+        if self._is_schedule:
+            return wrappers.Scheduled(inner, self.factory(**given))
+        return self.factory(inner, **given)
+
+    @property
+    def _is_schedule(self) -> bool:
+        return inspect.isclass(self.factory) and issubclass(self.factory, Schedule)
+
+
+PREFIXES: dict[str, Prefix] = {
+    "accumulate": Prefix(wrappers.Accumulate, "one update from the mean of several gradients"),
+    "averaged": Prefix(wrappers.Averaged, "evaluated at an average of the parameters"),
+    "clip": Prefix(wrappers.ClipByValue, "gradients clipped entry by entry"),
+    "clip_norm": Prefix(wrappers.ClipByGlobalNorm, "gradients clipped by their norm"),
+    "cosine": Prefix(
+        schedules.Cosine, "warm-up and cosine decay of the learning rate", {"warmup_fraction": 0.05}
+    ),
+    "decoupled_weight_decay": Prefix(wrappers.DecoupledWeightDecay, "parameters shrunk at each step"),
+    "exponential": Prefix(schedules.Exponential, "exponential decay of the learning rate"),
+    "inverse_sqrt": Prefix(
+        schedules.InverseSqrt, "warm-up and inverse square root decay of the learning rate"
+    ),
+    "linear": Prefix(
+        schedules.Linear, "warm-up and linear decay of the learning rate", {"warmup_fraction": 0.05}
+    ),
+    "lookahead": Prefix(wrappers.Lookahead, "slow weights that the parameters return to"),
+    "sam": Prefix(wrappers.SharpnessAware, "gradients at the worst point nearby"),
+    "weight_decay": Prefix(wrappers.WeightDecay, "a penalty on the squared parameters in the loss"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Alias:
+    """A name for a combination.
+
+    Attributes:
+      name: the combination, such as `"cosine:nadamw_constant"`.
+      paper: where it comes from.
+      defaults: hyperparameters that it fixes beforehand.
+    """
+
+    name: str
+    paper: Paper
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+ALIASES: dict[str, Alias] = {
+    "lookahead": Alias(
+        "lookahead:adam",
+        Paper("Lookahead Optimizer: k steps forward, 1 step back", "Zhang and others", 2019, "1907.08610"),
+    ),
+    "nadamw_cosine": Alias("cosine:nadamw_constant", _METZ),
+    "nadamw_inverse_sqrt": Alias("inverse_sqrt:nadamw_constant", _METZ),
+    "nadamw_linear": Alias("linear:nadamw_constant", _METZ),
+    "sam": Alias(
+        "sam:momentum",
+        Paper(
+            "Sharpness-Aware Minimization for Efficiently Improving Generalization",
+            "Foret and others",
+            2020,
+            "2010.01412",
+        ),
+    ),
+}
+
+
+OPT_LIST = pathlib.Path(__file__).with_name("opt_list.json")
+
+
+@functools.cache
+def configurations() -> tuple[dict[str, float], ...]:
+    """The tuned list's hyperparameters of `nadamw_cosine`, best first; empty before a list has been made."""
+    if not OPT_LIST.exists():
+        return ()
+    return tuple(json.loads(OPT_LIST.read_text())["configurations"])
+
+
+@functools.cache
+def aliases() -> dict[str, Alias]:
+    """`ALIASES` and the tuned list's `opt_list_0`, `opt_list_1`, ..."""
+    tuned = {
+        f"opt_list_{index}": Alias("nadamw_cosine", _METZ, configuration)
+        for index, configuration in enumerate(configurations())
+    }
+    return {**ALIASES, **tuned}

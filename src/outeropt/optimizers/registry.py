@@ -1,0 +1,157 @@
+"""The names of optimizers: `names`, `get`, `describe`."""
+
+import dataclasses
+import fnmatch
+import inspect
+from typing import Any
+
+import numpy as np
+
+from outeropt.errors import UnknownName, unknown_name
+from outeropt.optimizer import Optimizer
+from outeropt.optimizers.contrib_table import CONTRIB
+from outeropt.optimizers.entry import Entry, Paper, check
+from outeropt.optimizers.own_table import OWN, PREFIXES, aliases
+from outeropt.optimizers.table import OPTAX
+from outeropt.space import Space
+
+
+TABLE: dict[str, Entry] = {**OPTAX, **CONTRIB, **OWN}
+
+
+def names(pattern: str | None = None, tuning_free: bool | None = None) -> list[str]:
+    """Every registered name, sorted.
+
+    Args:
+      pattern: keep names that match, with `*` and `?` as in file names.
+      tuning_free: keep only optimizers that are (True) or are not (False) meant to work at their defaults anywhere.
+    """
+    found = sorted({**TABLE, **aliases()})
+    if pattern is not None:
+        found = [name for name in found if fnmatch.fnmatchcase(name, pattern)]
+    if tuning_free is not None:
+        found = [name for name in found if (name in TABLE and TABLE[name].tuning_free) == tuning_free]
+    return found
+
+
+def prefixes() -> dict[str, str]:
+    """What a name may begin with (`clip:adam`), and what that does."""
+    return {name: prefix.summary for name, prefix in PREFIXES.items()}
+
+
+def get(name: str, **hyperparameters: Any) -> Optimizer:
+    """The optimizer called `name`.
+
+    Args:
+      name: a registered name, or wrappers and a name: `"clip:adam"`, `"cosine:averaged:sgd"`, outermost first.
+      **hyperparameters: values that differ from the defaults. A wrapper takes those that are its own; the rest go to
+        the optimizer inside, as do all that begin with `inner.` (`{"inner.weight_decay": 0}`).
+
+    Raises:
+      UnknownName: there is no such optimizer, wrapper or hyperparameter.
+      OutOfSpace: a value lies outside its space.
+
+    Example:
+      `get("cosine:adamw", learning_rate=3e-3, warmup_fraction=0.1)`
+    """
+    if ":" in name:
+        return _wrapped(name, hyperparameters)
+    if name in TABLE:
+        return TABLE[name].build(name, hyperparameters)
+    if name in aliases():
+        alias = aliases()[name]
+        return get(alias.name, **{**alias.defaults, **hyperparameters})
+    raise unknown_name("optimizer", name, {**TABLE, **aliases()}, see="outeropt list optimizers")
+
+
+def _wrapped(name: str, hyperparameters: dict[str, Any]) -> Optimizer:
+    first, rest = name.split(":", 1)
+    if first not in PREFIXES:
+        error = unknown_name("wrapper", first, PREFIXES)
+        raise UnknownName(f"{error} Wrappers are {', '.join(PREFIXES)}.")
+    prefix = PREFIXES[first]
+    own = {key: value for key, value in hyperparameters.items() if key in prefix.arguments}
+    inner = {
+        key.removeprefix("inner."): value for key, value in hyperparameters.items() if key not in own
+    }
+    try:
+        optimizer = prefix.wrap(get(rest, **inner), own)
+    except UnknownName as error:
+        unknown = [key for key in inner if f"{key!r}" in str(error)]
+        own_names = f" {first} has: {', '.join(prefix.arguments)}." if unknown else ""
+        raise UnknownName(f"{error}{own_names}") from None
+    check(optimizer)
+    return optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What there is to know about a registered optimizer.
+
+    Attributes:
+      name: as registered.
+      paper: where the method comes from.
+      tuning_free: whether it is meant to work at its defaults on any task.
+      needs: names of the context that `update` cannot do without.
+      defaults: the hyperparameters' default values, by leaf name.
+      spaces: their spaces, by leaf name.
+      settings: what is fixed when the optimizer is built, by name.
+    """
+
+    name: str
+    paper: Paper
+    tuning_free: bool
+    needs: tuple[str, ...]
+    defaults: dict[str, float | list[float]]
+    spaces: dict[str, Space]
+    settings: dict[str, Any]
+
+    def __str__(self) -> str:
+        lines = [self.name, f"  {self.paper}"]
+        if self.tuning_free:
+            lines.append("  tuning-free")
+        if self.needs:
+            lines.append(f"  needs {', '.join(self.needs)}")
+        for name, value in self.defaults.items():
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            lines.append(f"  {name} = {shown}" + (f"   {self.spaces[name]}" if name in self.spaces else ""))
+        lines += [f"  {name} = {value}   (fixed)" for name, value in self.settings.items()]
+        return "\n".join(lines)
+
+
+def describe(name: str) -> Description:
+    """Paper, defaults, spaces and needs of an optimizer, by any name that `get` takes.
+
+    Raises:
+      UnknownName: there is no such optimizer or wrapper.
+    """
+    optimizer = get(name)
+    needs: tuple[str, ...] = ("value_fn",) if name == "sam" or "sam:" in name else ()
+    paper, base = None, name.rsplit(":", 1)[-1]
+    while base in aliases():
+        paper = paper or aliases()[base].paper
+        base = aliases()[base].name.rsplit(":", 1)[-1]
+    entry = TABLE[base]
+    defaults = {key: np.asarray(value).tolist() for key, value in optimizer.hyperparameters.items()}
+    return Description(
+        name=name,
+        paper=paper or entry.paper,
+        tuning_free=name in TABLE and entry.tuning_free,
+        needs=(*entry.needs, *(need for need in needs if need not in entry.needs)),
+        defaults=defaults,
+        spaces=optimizer.spaces,
+        settings=_settings(entry),
+    )
+
+
+def _settings(entry: Entry) -> dict[str, Any]:
+    """Plain settings that `get` takes and that are no leaves."""
+    found = {
+        name: parameter.default for name, parameter in inspect.signature(entry.factory).parameters.items()
+    }
+    found = {**found, **entry.defaults}
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, bool | int | str) and name != "learning_rate"
+    }

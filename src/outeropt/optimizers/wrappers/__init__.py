@@ -1,0 +1,23 @@
+"""Optimizers around an optimizer."""
+
+from outeropt.optimizers.wrappers.accumulation import Accumulate
+from outeropt.optimizers.wrappers.averaging import Averaged, Lookahead
+from outeropt.optimizers.wrappers.clipping import ClipByGlobalNorm, ClipByValue
+from outeropt.optimizers.wrappers.graft import Graft
+from outeropt.optimizers.wrappers.scheduled import Scheduled
+from outeropt.optimizers.wrappers.sharpness import SharpnessAware
+from outeropt.optimizers.wrappers.weight_decay import DecoupledWeightDecay, WeightDecay
+
+
+__all__ = [
+    "Accumulate",
+    "Averaged",
+    "ClipByGlobalNorm",
+    "ClipByValue",
+    "DecoupledWeightDecay",
+    "Graft",
+    "Lookahead",
+    "Scheduled",
+    "SharpnessAware",
+    "WeightDecay",
+]

@@ -1,0 +1,176 @@
+"""Every task by name."""
+
+import fnmatch
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from outeropt.errors import MissingData, OuteroptError, UnknownName, unknown_name
+from outeropt.task import SPLITS, Task
+from outeropt.tasks import (
+    autoencoder,
+    conv,
+    functions,
+    gradients,
+    image_mlp,
+    mixer,
+    quadratic,
+    regression,
+    resnet,
+    rnn,
+    transformer,
+    vgg,
+    vit,
+)
+from outeropt.tasks.file import from_file
+from outeropt.tasks.published import META_TRAINING, MISSING_DATA
+
+
+_FAMILIES: dict[str, ModuleType] = {
+    "functions": functions,
+    "quadratic": quadratic,
+    "regression": regression,
+    "image_mlp": image_mlp,
+    "autoencoder": autoencoder,
+    "conv": conv,
+    "resnet": resnet,
+    "vgg": vgg,
+    "vit": vit,
+    "mixer": mixer,
+    "rnn": rnn,
+    "transformer": transformer,
+    "gradients": gradients,
+}
+
+# A task's name says its data; the first of these that it contains counts.
+_DATASETS: dict[str, str] = {
+    "FashionMnist": "fashion_mnist",
+    "Mnist": "mnist",
+    "Cifar10": "cifar10",
+    "Digits": "digits",
+    "TinyShakespeareBytes": "tinyshakespeare_bytes",
+    "TinyShakespeare": "tinyshakespeare",
+    "PtbBytes": "ptb_bytes",
+    "Ptb": "ptb",
+    **{
+        f"UCI_{table.capitalize()}": f"uci_{table}"
+        for table in ("boston", "concrete", "energy", "kin8nm", "naval", "power", "wine", "yacht")
+    },
+}
+
+
+def _tasks() -> dict[str, Callable[[], Task]]:
+    return {name: builder for family in _FAMILIES.values() for name, builder in family.TASKS.items()}
+
+
+def names(pattern: str | None = None) -> list[str]:
+    """Registered names, family by family.
+
+    Args:
+      pattern: keep the names that match it, with `*`, `?` and `[...]` as in a shell; None for all.
+    """
+    return [name for name in _tasks() if pattern is None or fnmatch.fnmatchcase(name, pattern)]
+
+
+def family(name: str) -> str:
+    """The family of a registered name, such as `"image_mlp"`."""
+    for title, module in _FAMILIES.items():
+        if name in module.TASKS:
+            return title
+    raise _unknown(name)
+
+
+def dataset(name: str) -> str | None:
+    """The dataset that a registered name needs, as `outeropt.data` calls it; None if it needs none."""
+    return next((data for part, data in _DATASETS.items() if part in name), None)
+
+
+def get(name: str) -> Task:
+    """A task by name or by file.
+
+    Args:
+      name: a registered name, or `path/to/file.py:attribute` where the attribute is a `Task` or a function
+        without arguments that gives one.
+
+    Raises:
+      UnknownName: no task is called so; the message says what is close, or which data the published task
+        would need.
+      MissingData: the task's data are not on this machine and could not be fetched.
+      OuteroptError: the file is missing, raises, lacks the attribute, or gives something that is no task.
+    """
+    path, colon, attribute = name.rpartition(":")
+    if colon and path.endswith(".py"):
+        return from_file(Path(path), attribute)
+    if name.endswith(".py"):
+        raise OuteroptError(f"{name!r} names a file but no task in it; write {name}:attribute.")
+    builder = _tasks().get(name)
+    if builder is None:
+        raise _unknown(name)
+    return builder()
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Facts about a task, all of them printable.
+
+    Returns:
+      `name`, `family`, `dataset`, `parameters` (count), `tensors` (number of parameter arrays), `batch`
+      (shapes and dtypes by leaf), `splits`, `metrics`, `minimum`, and `notes` (what the task is, in a
+      sentence). Facts that need data which are not here are None, and `notes` says why.
+
+    Raises:
+      As `get`.
+    """
+    registered = name in _tasks()
+    facts: dict[str, Any] = {
+        "name": name,
+        "family": family(name) if registered else "own",
+        "dataset": dataset(name) if registered else None,
+        **dict.fromkeys(("parameters", "tensors", "batch", "splits", "metrics", "minimum")),
+    }
+    try:
+        task = get(name)
+    except MissingData as error:
+        return {**facts, "notes": str(error)}
+    params, batch, metrics = _shapes(task)
+    leaves = jax.tree.leaves(params)
+    return {
+        **facts,
+        "parameters": sum(leaf.size for leaf in leaves),
+        "tensors": len(leaves),
+        "batch": {
+            jax.tree_util.keystr(path, simple=True, separator=".")
+            or "rows": f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+        },
+        "splits": list(SPLITS),
+        "metrics": sorted(metrics),
+        "minimum": task.minimum,
+        "notes": " ".join((type(task).__doc__ or "").split("\n\n")[0].split()),
+    }
+
+
+def _shapes(task: Task) -> tuple[Any, Any, dict[str, Any]]:
+    def run(key):
+        params, state = task.init(key)
+        batch = task.batch("train", key)
+        return params, batch, task.loss(params, state, batch, key)[1][1]
+
+    return eqx.filter_eval_shape(run, jax.random.key(0))
+
+
+def _unknown(name: str) -> UnknownName:
+    if name in MISSING_DATA:
+        return UnknownName(
+            f"Task {name!r} needs the dataset {MISSING_DATA[name]}, which outeropt does not provide. "
+            "Build one on your own copy with outeropt.tasks.from_functions, or see outeropt list tasks."
+        )
+    if name in META_TRAINING:
+        return UnknownName(
+            f"Task {name!r} trains a learned optimizer: that is meta-training here, and no task. "
+            "See outeropt list tasks."
+        )
+    return unknown_name("task", name, _tasks(), see="outeropt list tasks")

@@ -1,0 +1,21 @@
+"""Strict settings for every test, and the places where data and caches are."""
+
+import os
+import tempfile
+from pathlib import Path
+
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "outeropt-test-programs"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("OUTEROPT_CACHE_DIR", tempfile.mkdtemp(prefix="outeropt-test-cache-"))
+os.environ.setdefault("OUTEROPT_OFFLINE", "1")
+_NEAR = Path(__file__).parents[2] / "shared" / "data"
+if _NEAR.is_dir():
+    os.environ.setdefault("OUTEROPT_DATA_DIR", str(_NEAR))
+
+import jax
+
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,0 +1,137 @@
+"""Test functions, quadratics and regressions against known minima and shapes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import task_fixtures
+from outeropt import tasks
+from outeropt.errors import MissingData
+from outeropt.task import SPLITS
+from outeropt.tasks import functions
+from task_fixtures import KEY, started
+
+
+real_data = task_fixtures.real_data
+
+
+def surface_points(surface):
+    return jnp.asarray(surface.minimisers, jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def surfaces_evaluated():
+    """Values and gradients of every function at its minimisers and at random points, in one program."""
+
+    @jax.jit
+    def run():
+        results = {}
+        for name, surface in functions.SURFACES.items():
+            task = functions.FunctionTask(name, surface)
+
+            def value(point, task=task):
+                return task.loss(point, None, None, None)[0]
+
+            starts = jax.vmap(lambda key, task=task: task.init(key)[0])(jax.random.split(KEY, 256))
+            low, high = jnp.asarray(surface.domain, jnp.float32).T
+            outside = low + (starts - low) * 4 - 1.5 * (high - low)
+            results[name] = (
+                jax.vmap(value)(surface_points(surface)),
+                jax.vmap(jax.grad(value))(surface_points(surface)),
+                starts,
+                *jax.vmap(jax.value_and_grad(value))(jnp.concatenate([starts, outside])),
+            )
+        return results
+
+    return run()
+
+
+@pytest.mark.parametrize("name", functions.SURFACES)
+def test_surface(surfaces_evaluated, name):
+    surface = functions.SURFACES[name]
+    at_minima, slopes, starts, values, grads = map(np.asarray, surfaces_evaluated[name])
+    scale = max(1.0, abs(surface.minimum), float(np.ptp(values[:256])) * 0.1)
+    np.testing.assert_allclose(at_minima, surface.minimum, rtol=0, atol=2e-5 * scale)
+    assert (values >= surface.minimum - 2e-5 * scale).all()
+    assert np.isfinite(values).all() and np.isfinite(grads).all() and np.isfinite(slopes).all()
+    low, high = np.asarray(surface.domain, np.float32).T
+    assert (starts >= low).all() and (starts <= high).all() and np.ptp(starts, axis=0).min() > 0
+    assert surface.source
+
+
+def test_there_are_thirty_surfaces():
+    assert len(functions.SURFACES) >= 30
+
+
+def test_quadratic_has_the_spectrum_of_its_name():
+    task = tasks.get("Quadratic_100_cond1000_rotated")
+    hessian = np.asarray(jax.hessian(lambda p: task.loss(p, None, None, None)[0])(jnp.ones(100)))
+    spectrum = np.linalg.eigvalsh(hessian)
+    assert spectrum[-1] / spectrum[0] == pytest.approx(1000, rel=1e-3)
+    assert np.abs(hessian - np.diag(np.diag(hessian))).max() > 0.01
+
+
+def test_noisy_quadratic_reaches_its_minimum_in_the_mean():
+    task = tasks.get("NoisyQuadratic_100_cond100")
+    losses = jax.vmap(lambda key: task.loss(jnp.zeros(100), None, task.batch("train", key), None)[0])(
+        jax.random.split(KEY, 4000)
+    )
+    assert float(losses.mean()) == pytest.approx(task.minimum, rel=0.02)
+
+
+def test_saddle_starts_at_a_saddle():
+    task = tasks.get("Saddle_10")
+    gradient_at_0 = jax.grad(lambda p: task.loss(p, None, None, None)[0])(jnp.zeros(10))
+    hessian = jax.hessian(lambda p: task.loss(p, None, None, None)[0])(jnp.zeros(10))
+    assert not np.any(gradient_at_0) and (np.linalg.eigvalsh(hessian) < 0).all()
+    assert task.loss(jnp.ones(10), None, None, None)[0] == task.minimum
+
+
+def test_bilinear_game_spirals_and_damped_game_converges():
+    def run(name, steps=300):
+        task = tasks.get(name)
+
+        def step(params, _):
+            loss, grads = jax.value_and_grad(lambda p: task.loss(p, None, None, None)[0])(params)
+            return jax.tree.map(lambda p, g: p - 0.05 * g, params, grads), loss
+
+        return jax.jit(lambda: jax.lax.scan(step, task.init(KEY)[0], length=steps)[1])()
+
+    spiral, damped = run("MinMaxBilinear_10"), run("MinMaxQuadratic_10")
+    assert spiral[-1] > 1.5 * spiral[0] and damped[-1] < 0.5 * damped[0]
+
+
+def test_logistic_stream_reaches_its_minimum_at_the_true_weights():
+    task = tasks.get("Logistic_20_noisy_cond100")
+    losses = jax.vmap(lambda key: task.loss(task.weights, None, task.batch("train", key), None)[0])(
+        jax.random.split(KEY, 2000)
+    )
+    assert float(losses.mean()) == pytest.approx(task.minimum, rel=0.02)
+    separable = tasks.get("Logistic_20_separable")
+    _, (_, metrics) = separable.loss(separable.weights, None, separable.batch("test", KEY), None)
+    assert separable.minimum == 0 and metrics["accuracy"] == 1
+
+
+def test_linear_stream_reaches_its_minimum_at_the_true_weights():
+    task = tasks.get("Linear_20_cond100")
+    losses = jax.vmap(lambda key: task.loss(task.weights, None, task.batch("train", key), None)[0])(
+        jax.random.split(KEY, 1000)
+    )
+    assert float(losses.mean()) == pytest.approx(task.minimum, rel=0.02)
+
+
+def test_uci_tasks_see_the_whole_table(real_data):
+    try:
+        task = tasks.get("UCI_Energy")
+    except MissingData as error:
+        pytest.skip(str(error))
+    assert [task.batch(split, KEY)["x"].shape for split in SPLITS] == [(614, 8), (78, 8), (76, 8)]
+    params, state, batch = started(task)
+    assert {name: leaf.shape for name, leaf in params.items()} == {
+        "w0": (8, 50), "b0": (50,), "w1": (50, 1), "b1": (1,)
+    }  # fmt: skip
+    assert float(jnp.abs(params["w0"]).max()) <= 8**-0.5 and float(jnp.abs(params["b1"]).max()) <= 50**-0.5
+    hidden = np.maximum(np.asarray(batch["x"]) @ params["w0"] + params["b0"], 0)
+    expected = np.mean((hidden @ params["w1"] + params["b1"] - batch["y"]) ** 2)
+    assert float(task.loss(params, state, batch, None)[0]) == pytest.approx(expected, rel=1e-5)
