@@ -1,8 +1,6 @@
 """Small tasks and blank datasets that the tests of tasks share."""
 
-import os
-from pathlib import Path
-
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,20 +11,12 @@ from outeropt.data.registry import DATASETS
 from outeropt.task import SPLITS
 
 
-REAL = Path(os.environ.get("OUTEROPT_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data")
 KEY = jax.random.key(0)
 
 
 def on_all_splits(rows):
     """The same rows for train, valid and test."""
     return {split: rows for split in SPLITS}
-
-
-@pytest.fixture
-def real_data(monkeypatch):
-    """Real files where there are any, and no network."""
-    monkeypatch.setenv("OUTEROPT_DATA_DIR", str(REAL))
-    monkeypatch.setenv("OUTEROPT_OFFLINE", "1")
 
 
 @pytest.fixture
@@ -56,6 +46,15 @@ def started(task, key=KEY):
     return params, state, task.batch("train", key)
 
 
+def drawn(task):
+    """Normal parameters of the right shapes by numpy, which compiles nothing."""
+    random = np.random.default_rng(0)
+    shapes = eqx.filter_eval_shape(task.init, KEY)[0]
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(random.normal(size=leaf.shape, scale=0.5), leaf.dtype), shapes
+    )
+
+
 def small_task():
     """A quadratic bowl with rows: two parameter tensors and a batch that matters."""
 
@@ -67,7 +66,8 @@ def small_task():
 
     random = np.random.default_rng(0)
     rows = {"x": random.normal(size=(40, 3)).astype("f"), "y": random.normal(size=40).astype("f")}
-    return tasks.from_functions(init=init, loss=loss, data=on_all_splits(rows), name="small", batch_size=8)
+    data = on_all_splits(rows)
+    return tasks.from_functions(init=init, loss=loss, data=data, name="small", batch_size=8)
 
 
 def gradient(task, params, state, batch, key):

@@ -58,6 +58,19 @@ def test_work_done_before_does_not_count_for_the_rate(clock):
     assert first == "Digits: 910/1000, 60 s/trial, 10 min 00 s so far, 1 h 30 min left"
 
 
+def test_shares_add_up_and_large_counts_stay_whole(clock):
+    console = plain()
+    with Progress("steps", console=console) as shown:
+        bar = shown.task("Digits", total=3_000_000)
+        for _ in range(3):
+            clock[0] += 10.0
+            bar.advance(1_000_000 - 0.1)
+            bar.advance(0.1)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0].startswith("Digits: 999999/3000000, 100000 steps/s")
+    assert lines[-1].startswith("Digits: 3000000/3000000")
+
+
 def test_unknown_totals(clock):
     console = plain()
     with Progress("steps", console=console) as shown:
@@ -114,7 +127,7 @@ def test_scalars_are_written(tmp_path):
     assert b"rate" in data
 
 
-def test_no_jax_and_no_protobuf_until_needed():
+def test_no_jax_and_no_tensorboard_until_needed():
     code = (
         "import sys, outeropt.progress; assert 'jax' not in sys.modules and 'tensorboardX' not in sys.modules"
     )

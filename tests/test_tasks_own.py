@@ -117,11 +117,24 @@ def test_check_says_what_is_wrong(init, loss, message):
     assert "\n" not in str(error.value) and "mine" in str(error.value)
 
 
-def test_check_keeps_the_state_constant():
+def test_check_wants_constant_states_equal_batches_and_tasks():
     task = tasks.from_stateful_functions(
         init=lambda k: (jnp.ones(2), jnp.zeros(3)), loss=lambda p, s, b, k: (p.sum(), s[:2])
     )
     with pytest.raises(OuteroptError, match=r"float32\[3\] to float32\[2\]"):
+        tasks.check(task)
+    uneven = {"train": np.ones((5, 2), "f"), "valid": np.ones((3, 2), "f"), "test": np.ones((3, 2), "f")}
+
+    class Whole(eqx.Module):
+        splits: dict
+
+        def batch(self, split, key):
+            return self.splits[split]
+
+    task = tasks.from_functions(
+        init=lambda k: jnp.ones(2), loss=lambda p, b: jnp.sum(b @ p), data=Whole(uneven)
+    )
+    with pytest.raises(OuteroptError, match=r"batch\('valid'\) gave float32\[3, 2\].*same form"):
         tasks.check(task)
     with pytest.raises(OuteroptError, match="int is no task"):
         tasks.check(3)
@@ -133,7 +146,7 @@ def test_a_task_from_a_file(tmp_path):
     file.write_text(
         "import jax.numpy as jnp\nfrom beside import SIZE\nfrom outeropt.tasks import from_functions\n"
         "def make():\n"
-        "    return from_functions(init=lambda k: jnp.ones(SIZE), loss=lambda p: jnp.sum(p**2), name='mine')\n"
+        "    return from_functions(init=lambda k: jnp.ones(SIZE), loss=lambda p: p @ p, name='mine')\n"
         "task = make()\n"
     )
     task = tasks.get(f"{file}:task")

@@ -5,15 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import task_fixtures
 from outeropt import tasks
 from outeropt.errors import MissingData
 from outeropt.task import SPLITS
 from outeropt.tasks import functions
-from task_fixtures import KEY, started
-
-
-real_data = task_fixtures.real_data
+from task_fixtures import KEY
 
 
 def surface_points(surface):
@@ -35,7 +31,7 @@ def surfaces_evaluated():
 
             starts = jax.vmap(lambda key, task=task: task.init(key)[0])(jax.random.split(KEY, 256))
             low, high = jnp.asarray(surface.domain, jnp.float32).T
-            outside = low + (starts - low) * 4 - 1.5 * (high - low)
+            outside = low[None] + (starts - low[None]) * 4 - 1.5 * (high - low)[None]
             results[name] = (
                 jax.vmap(value)(surface_points(surface)),
                 jax.vmap(jax.grad(value))(surface_points(surface)),
@@ -121,17 +117,23 @@ def test_linear_stream_reaches_its_minimum_at_the_true_weights():
     assert float(losses.mean()) == pytest.approx(task.minimum, rel=0.02)
 
 
-def test_uci_tasks_see_the_whole_table(real_data):
+def test_uci_tasks_see_the_whole_table():
     try:
         task = tasks.get("UCI_Energy")
     except MissingData as error:
         pytest.skip(str(error))
-    assert [task.batch(split, KEY)["x"].shape for split in SPLITS] == [(614, 8), (78, 8), (76, 8)]
-    params, state, batch = started(task)
+    for split, count in zip(SPLITS, (614, 78, 76)):
+        rows = jax.tree.map(np.asarray, task.batch(split, KEY))
+        assert rows["x"].shape == (614, 8) and (rows["weight"] > 0).sum() == count
+        assert rows["weight"].sum() == pytest.approx(1) and not rows["x"][count:].any()
+    params, state = task.init(KEY)
     assert {name: leaf.shape for name, leaf in params.items()} == {
         "w0": (8, 50), "b0": (50,), "w1": (50, 1), "b1": (1,)
     }  # fmt: skip
     assert float(jnp.abs(params["w0"]).max()) <= 8**-0.5 and float(jnp.abs(params["b1"]).max()) <= 50**-0.5
-    hidden = np.maximum(np.asarray(batch["x"]) @ params["w0"] + params["b0"], 0)
-    expected = np.mean((hidden @ params["w1"] + params["b1"] - batch["y"]) ** 2)
-    assert float(task.loss(params, state, batch, None)[0]) == pytest.approx(expected, rel=1e-5)
+    p = jax.tree.map(np.asarray, params)
+    for split in ("train", "valid"):
+        batch = task.batch(split, KEY)
+        x, y = (np.asarray(batch[name])[np.asarray(batch["weight"]) > 0] for name in ("x", "y"))
+        expected = np.mean((np.maximum(x @ p["w0"] + p["b0"], 0) @ p["w1"] + p["b1"] - y) ** 2)
+        assert float(task.loss(params, state, batch, None)[0]) == pytest.approx(expected, rel=1e-5)

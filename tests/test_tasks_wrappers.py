@@ -23,32 +23,46 @@ def test_with_gradient_replaces_first_derivatives_and_keeps_second_ones_right():
         replaced = gradients.with_gradient(jnp.sum(p), {"p": p}, {"p": p**3})
         return 2.0 * replaced
 
-    p, direction = jnp.asarray([1.0, 2.0]), jnp.asarray([0.5, -1.0])
-    assert value(p) == 6.0
-    np.testing.assert_allclose(jax.grad(value)(p), 2 * p**3)
-    np.testing.assert_allclose(jax.jvp(value, (p,), (direction,))[1], 2 * jnp.sum(p**3 * direction))
-    np.testing.assert_allclose(jax.hessian(value)(p), jnp.diag(6 * p**2))
-    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(value)))(p[None])[0], 2 * p**3)
+    @jax.jit
+    def derivatives(p, direction):
+        gradient_in_lanes = jax.vmap(jax.grad(value))(p[None])[0]
+        return value(p), gradient_in_lanes, jax.jvp(value, (p,), (direction,))[1], jax.hessian(value)(p)
+
+    p, direction = np.asarray([1.0, 2.0], "f"), np.asarray([0.5, -1.0], "f")
+    at, first, along, second = derivatives(p, direction)
+    assert at == 6.0
+    np.testing.assert_allclose(first, 2 * p**3)
+    np.testing.assert_allclose(along, 2 * np.sum(p**3 * direction))
+    np.testing.assert_allclose(second, np.diag(6 * p**2))
 
 
 def test_modified_gradients():
     inner = small_task()
     params, state, batch = started(inner)
-    loss_key = jax.random.split(KEY)[0]
-    true = gradient(inner, params, state, batch, loss_key)
-    flat = ravel_pytree(true)[0]
 
-    def seen(modifier, key=KEY):
+    def seen(modifier, key):
         task = gradients.ModifiedGradient(inner, modifier)
-        assert task.loss(params, state, batch, key)[0] == inner.loss(params, state, batch, key)[0]
-        return ravel_pytree(gradient(task, params, state, batch, key))[0]
+        loss, grads = jax.value_and_grad(lambda p: task.loss(p, state, batch, key)[0])(params)
+        return loss, ravel_pytree(grads)[0]
 
-    np.testing.assert_allclose(seen(gradients.Normalised()), flat / jnp.linalg.norm(flat), rtol=1e-5)
-    noise = seen(gradients.Noise(0.1)) - flat
-    assert 0 < float(jnp.abs(noise).max()) < 0.5
-    assert not np.array_equal(noise, seen(gradients.Noise(0.1), jax.random.key(5)) - flat)
-    many = seen(gradients.RandomDirections(20000))
-    np.testing.assert_allclose(many, flat, atol=0.1 * float(jnp.linalg.norm(flat)))
+    @jax.jit
+    def run(key, other):
+        loss, true = jax.value_and_grad(lambda p: inner.loss(p, state, batch, None)[0])(params)
+        modified = [
+            seen(gradients.Normalised(), key),
+            seen(gradients.RandomDirections(20000), key),
+            seen(gradients.Noise(0.1), key),
+            seen(gradients.Noise(0.1), other),
+        ]
+        return loss, ravel_pytree(true)[0], modified
+
+    loss, true, modified = run(KEY, jax.random.key(5))
+    assert all(value == pytest.approx(float(loss)) for value, _ in modified)
+    (_, direction), (_, many), (_, noisy), (_, otherwise) = modified
+    norm = float(np.linalg.norm(true))
+    np.testing.assert_allclose(direction, true / norm, rtol=1e-5)
+    np.testing.assert_allclose(many, true, atol=0.1 * norm)
+    assert 0 < np.abs(noisy - true).max() < 0.5 and np.abs(noisy - otherwise).max() > 0
 
 
 def test_evaluation_ignores_gradient_wrappers():
@@ -91,7 +105,7 @@ def test_es_gradient_is_close_with_many_pairs():
     params, state, batch = started(inner)
     task = gradients.ESGradient(inner, pairs=20000, std=0.01)
     assert task.name == "ESWrapped_20000pair_small"
-    estimate, true = (gradient(t, params, state, batch, KEY) for t in (task, inner))
+    estimate, true = (jax.jit(gradient)(t, params, state, batch, KEY) for t in (task, inner))
     scale = float(jnp.linalg.norm(ravel_pytree(true)[0]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.1 * scale), estimate, true)
 

@@ -26,22 +26,8 @@ from outeropt.errors import OuteroptError
 VERSION = 1
 
 # What a safetensors reader of numpy arrays understands; other dtypes (bfloat16, float8, complex) go as bytes.
-_PLAIN = frozenset(
-    [
-        "bool",
-        "int8",
-        "int16",
-        "int32",
-        "int64",
-        "uint8",
-        "uint16",
-        "uint32",
-        "uint64",
-        "float16",
-        "float32",
-        "float64",
-    ]
-)
+_PLAIN = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_PLAIN |= {"bool", "float16", "float32", "float64"}
 _NUMBERED = re.compile(r"(\d+)\.safetensors")
 
 

@@ -54,3 +54,9 @@ def unknown_name(kind: str, given: str, names: Iterable[str], see: str = "") -> 
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     where = f" All names: {see}" if see else ""
     return UnknownName(f"No {kind} is called {given!r}.{hint}{where}")
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's class and the first line of its message, for errors of one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + lines[0].rstrip('.') if lines else ''}"

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from outeropt import tree
-from outeropt.errors import OutOfSpace, unknown_name
+from outeropt.errors import UnknownName, unknown_name
 from outeropt.space import Space
 
 
@@ -52,9 +52,10 @@ class Optimizer(eqx.Module):
           grads: gradient of the training loss at `params`, same structure as `params`.
           state: what `init` or the previous `update` returned.
           params: current parameters.
-          **context: what the inner loop offers; ignore what is not needed. `value` (training loss at `params`),
-            `grad` (as `grads`), `value_fn` (`params -> loss` on this minibatch), `valid_fn` (`params -> loss` on a
-            validation minibatch), `key` (randomness for this step), `step` (inner step, from 0).
+          **context: what the inner loop offers; ignore what is not needed. `value` (training loss at
+            `params`), `grad` (as `grads`), `value_fn` (`params -> loss` on this minibatch), `valid_fn`
+            (`params -> loss` on a validation minibatch), `key` (randomness for this step), `step` (inner
+            step, from 0).
 
         Returns:
           Updates to be ADDED to the parameters, and the next state.
@@ -80,7 +81,8 @@ class Optimizer(eqx.Module):
 
         Args:
           values: new values by name, for names that are no identifiers (`{"inner.b1": 0.9}`).
-          **keywords: the same by keyword. The last part of a dotted name is enough when only one leaf ends so.
+          **keywords: the same by keyword. The last part of a dotted name is enough when only one leaf ends
+            so.
 
         Raises:
           UnknownName: no leaf, or more than one, has that name.
@@ -91,7 +93,7 @@ class Optimizer(eqx.Module):
         spaces = self.spaces
         full = {resolve(name, leaves): value for name, value in given.items()}
         for name, value in full.items():
-            if name in spaces and not isinstance(value, jax.core.Tracer):
+            if name in spaces and not isinstance(value, Tracer):
                 spaces[name].check(name, value)
 
         def swap(path, leaf):
@@ -131,6 +133,6 @@ def resolve(name: str, leaves: Mapping[str, Any]) -> str:
     if len(ends) == 1:
         return ends[0]
     if ends:
-        raise OutOfSpace(f"Hyperparameter {name!r} is ambiguous; say which: {', '.join(ends)}.")
+        raise UnknownName(f"Hyperparameter {name!r} is ambiguous; say which: {', '.join(ends)}.")
     error = unknown_name("hyperparameter", name, leaves)
-    raise type(error)(f"{error} This optimizer has: {', '.join(leaves) or 'none'}.")
+    raise UnknownName(f"{error} This optimizer has: {', '.join(leaves) or 'none'}.")

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 import rich.progress
 from rich.console import Console
@@ -71,7 +71,7 @@ class Progress:
             for bar in self._bars.tasks:
                 self._line(bar)
 
-    def task(self, description: str, total: float | None, done: float = 0) -> "Bar":
+    def task(self, description: str, total: float | None, done: int = 0) -> "Bar":
         """Adds a task of work.
 
         Args:
@@ -79,20 +79,22 @@ class Progress:
           total: how much there is to do, in the unit; None if unknown.
           done: how much was done before, by an earlier process; it does not count for the rate.
         """
-        number = self._bars.add_task(description, total=total, completed=int(done), note="", before=done)
+        number = self._bars.add_task(description, total=total, completed=done, note="", before=done)
         return Bar(self, number)
 
-    def _update(self, number: rich.progress.TaskID, **changes: Any) -> None:
-        self._bars.update(number, **changes)
+    def _advance(self, number: rich.progress.TaskID, amount: float, note: str) -> None:
+        # Shares of a trial add up to whole ones.
+        completed = round(self._bars.tasks[number].completed + amount, 6)
+        self._bars.update(number, completed=completed, note=note)
         now = _now()
         if not self._live and not self._quiet and now - self._lined >= LINE_EVERY:
             self._lined = now
             self._line(self._bars.tasks[number])
 
     def _line(self, task: rich.progress.Task) -> None:
-        total = "" if task.total is None else f"/{task.total:g}"
+        total = "" if task.total is None else f"/{int(task.total)}"
         parts = [
-            f"{task.description}: {task.completed:g}{total}",
+            f"{task.description}: {int(task.completed)}{total}",
             _pace(task, self.unit),
             task.fields["note"],
         ]
@@ -107,8 +109,8 @@ class Bar:
         self._number = number
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        """Counts work as done; `note` is a few words for the end of the line, such as the current loss."""
-        self._progress._update(self._number, advance=amount, note=note)
+        """Counts work as done, whole units or shares; `note` is a few words for the end of the line."""
+        self._progress._advance(self._number, amount, note)
 
 
 class Scalars:
@@ -168,15 +170,21 @@ def _pace(task: rich.progress.Task, unit: str) -> str:
     elapsed = task.finished_time if task.finished_time is not None else task.elapsed
     if not elapsed:
         return ""
-    speed = None if task.finished else task.speed
-    rate = speed or (task.completed - task.fields["before"]) / elapsed
-    parts = [
-        f"{rate:.3g} {unit}/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s/{unit.removesuffix('s')}"
-    ]
-    parts.append(f"{_duration(elapsed)} so far")
+    # The recent rate, or the mean one where there are too few counts to tell.
+    recent = None if task.finished else task.speed
+    rate = recent or (task.completed - task.fields["before"]) / elapsed
+    parts = [f"{_duration(elapsed)} so far"]
+    if rate:
+        singular = unit.removesuffix("s")
+        parts.insert(0, f"{_figures(rate)} {unit}/s" if rate >= 1 else f"{_figures(1 / rate)} s/{singular}")
     if task.total is not None and rate and not task.finished:
         parts.append(f"{_duration((task.total - task.completed) / rate)} left")
     return ", ".join(parts)
+
+
+def _figures(number: float) -> str:
+    """Three figures, and whole numbers from a hundred on."""
+    return f"{number:.3g}" if number < 100 else f"{number:.0f}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """Where a hyperparameter lives and how it is scaled."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -40,7 +41,7 @@ class Space:
         such as a weight decay of 0 on a log scale. Defaults to `(low, high)`.
 
     Raises:
-      ConfigError: the range is empty, or does not suit its scale.
+      ConfigError: the range is empty, does not suit its scale, or reaches beyond `allowed`.
     """
 
     low: float
@@ -62,6 +63,11 @@ class Space:
             raise ConfigError(f"A {self.scale} space must start above 0, not at {self.low:g}.")
         if self.scale == "logit" and self.high >= 1:
             raise ConfigError(f"A logit space must end below 1, not at {self.high:g}.")
+        low, high = self.limits
+        if not low <= self.low <= self.high <= high:
+            raise ConfigError(
+                f"Limits from {low:g} to {high:g} cut the space from {self.low:g} to {self.high:g}."
+            )
 
     @classmethod
     def linear(cls, low: float, high: float, allowed: tuple[float, float] | None = None) -> "Space":
@@ -81,7 +87,7 @@ class Space:
     @classmethod
     def choice(cls, *choices: float) -> "Space":
         """A finite list of values."""
-        return cls(min(choices), max(choices), "choice", tuple(choices))
+        return cls(min(choices, default=0.0), max(choices, default=0.0), "choice", tuple(choices))
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -107,7 +113,10 @@ class Space:
         """The nearest value inside `[low, high]`, or the nearest choice."""
         if self.scale == "choice":
             options = jnp.asarray(self.choices, value.dtype)
-            return options[jnp.argmin(jnp.abs(value[..., None] - options), axis=-1)]
+            # Into the range first: far away all choices are equally near in float32.
+            value = jnp.clip(value, self.low, self.high)
+            distance = jnp.abs(value[..., None] - options.reshape((1,) * value.ndim + (-1,)))
+            return options[jnp.argmin(distance, axis=-1)]
         return jnp.clip(value, self.low, self.high)
 
     def to_unconstrained(self, value: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -122,10 +131,18 @@ class Space:
 
     def _needs_coordinates(self) -> None:
         if self.scale == "choice":
-            raise ConfigError("A choice space has no unconstrained coordinates; search it by grid or sampling.")
+            raise ConfigError(
+                "A choice space has no unconstrained coordinates; search it by grid or sampling."
+            )
 
     def grid(self, count: int) -> tuple[float, ...]:
-        """`count` values evenly spread over `[low, high]` on the space's scale; every choice of a choice space."""
+        """`count` values spread evenly over `[low, high]` on the scale; every choice of a choice space.
+
+        Raises:
+          ConfigError: `count` is below 1.
+        """
+        if count < 1:
+            raise ConfigError(f"A grid of {count} values is empty; give at least 1.")
         if self.scale == "choice":
             return self.choices
         if count == 1 or self.low == self.high:
@@ -159,15 +176,15 @@ class Space:
         """Reads one entry of an AlgoPerf search space.
 
         Raises:
-          ConfigError: the entry is neither a range nor a list of points.
+          ConfigError: the entry is neither a range nor a list of points, or the range is no space.
         """
-        if "feasible_points" in entry:
-            return cls.choice(*(float(point) for point in entry["feasible_points"]))
-        if {"min", "max", "scaling"} <= entry.keys():
+        with contextlib.suppress(TypeError, ValueError, KeyError):
+            if "feasible_points" in entry:
+                return cls.choice(*(float(point) for point in entry["feasible_points"]))
             return cls(float(entry["min"]), float(entry["max"]), entry["scaling"])
         raise ConfigError(
-            f"Search space entry {json.dumps(dict(entry))} is not understood; "
-            'give {"min", "max", "scaling"} or {"feasible_points"}.'
+            f"Search space entry {json.dumps(entry)} is not understood; "
+            'give {"min", "max", "scaling"} or {"feasible_points"}, with numbers.'
         )
 
     def __str__(self) -> str:
@@ -179,8 +196,22 @@ class Space:
 
 
 def read_search_space(text: str) -> dict[str, Space]:
-    """Reads an AlgoPerf search-space JSON document into spaces by hyperparameter name."""
-    return {name: Space.from_algoperf(entry) for name, entry in json.loads(text).items()}
+    """Reads an AlgoPerf search-space JSON document into spaces by hyperparameter name.
+
+    Raises:
+      ConfigError: the text is no JSON mapping, or an entry is no space.
+    """
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"The search space is not JSON: {error}.") from None
+    if not isinstance(document, dict):
+        # AlgoPerf's other form, a list, holds the settings themselves.
+        raise ConfigError(
+            f"The search space is a {type(document).__name__}; it must map names to "
+            '{"min", "max", "scaling"} or {"feasible_points"}.'
+        )
+    return {name: Space.from_algoperf(entry) for name, entry in document.items()}
 
 
 def write_search_space(spaces: Mapping[str, Space]) -> str:
@@ -194,14 +225,17 @@ def parse_grid(text: str) -> Sequence[float]:
     `"log:1e-5:1e-1:9"` is nine values on a log scale, `"0.1,0.3,1"` a list. Scales: linear, log, logit.
 
     Raises:
-      ConfigError: the text is neither form.
+      ConfigError: the text is neither form, or the range does not suit its scale.
     """
     try:
         if ":" in text:
             scale, low, high, count = text.split(":")
+            if scale not in _TO:
+                raise ConfigError(f"Grid {text!r} has the unknown scale {scale!r}; use {', '.join(_TO)}.")
             return Space(float(low), float(high), scale).grid(int(count))  # pyright: ignore[reportArgumentType]
         return tuple(float(item) for item in text.split(","))
     except ValueError:
         raise ConfigError(
-            f"Grid {text!r} is not understood; write scale:low:high:count (log:1e-5:1e-1:9) or a list (0.1,0.3,1)."
+            f"Grid {text!r} is not understood; write scale:low:high:count (log:1e-5:1e-1:9) "
+            "or a list (0.1,0.3,1)."
         ) from None

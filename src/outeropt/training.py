@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from outeropt.errors import ConfigError
+from outeropt import _convolution
+from outeropt.errors import ConfigError, OuteroptError, first_line
 from outeropt.optimizer import Optimizer
 from outeropt.task import SPLITS, Task
 from outeropt.tree import stack
 
+
+_convolution.install()
 
 # Streams of one seed: batches and updates, evaluations, and initial values never share a key.
 _INIT, _STEPS, _EVALUATION = range(3)
@@ -40,8 +43,8 @@ class Run(eqx.Module):
     Attributes:
       state: the state after the last step.
       steps: inner steps at which the curves were evaluated, shape (T,): 0, eval_every, ..., steps.
-      curves: arrays (T,) by name: `train/loss`, `valid/loss`, `test/loss`, metrics such as `test/accuracy`, and
-        `inner/loss` (mean training loss since the previous evaluation, NaN at step 0).
+      curves: arrays (T,) by name: `train/loss`, `valid/loss`, `test/loss`, metrics such as `test/accuracy`,
+        and `inner/loss` (mean training loss since the previous evaluation, NaN at step 0).
     """
 
     state: TrainState
@@ -151,7 +154,9 @@ def evaluate(
         0, batches, lambda index, sums: jax.tree.map(jnp.add, sums, on_splits(index)), zeros
     )
     count = jnp.asarray(batches, jnp.float32)
-    return {f"{split}/{name}": value[i] / count for i, split in enumerate(SPLITS) for name, value in sums.items()}
+    return {
+        f"{split}/{name}": value[i] / count for i, split in enumerate(SPLITS) for name, value in sums.items()
+    }
 
 
 def window(
@@ -193,7 +198,8 @@ def train(
       optimizer: what to train it with.
       steps: inner steps, at least 1.
       key: seeds initial values, batches and evaluations.
-      eval_every: inner steps between evaluations; must divide `steps`. None chooses about a hundred evaluations.
+      eval_every: inner steps between evaluations; must divide `steps`. None chooses about a hundred
+        evaluations.
       eval_batches: batches per split and evaluation.
       last_eval_batches: the same for the evaluation after the last step.
 
@@ -201,9 +207,9 @@ def train(
       Final state and curves.
 
     Raises:
-      ConfigError: `steps` or the cadence is not usable.
+      ConfigError: `steps`, the cadence or a number of batches is not usable.
     """
-    eval_every = cadence(steps, eval_every)
+    eval_every = cadence(steps, eval_every, eval_batches, last_eval_batches)
     return _train(task, optimizer, key, steps, eval_every, eval_batches, last_eval_batches)
 
 
@@ -222,20 +228,41 @@ def _train(task, optimizer, key, steps, eval_every, eval_batches, last_eval_batc
     return Run(state, jnp.append(firsts, jnp.int32(steps)), curves)
 
 
-def cadence(steps: int, eval_every: int | None) -> int:
+def cadence(steps: int, eval_every: int | None, eval_batches: int = 1, last_eval_batches: int = 1) -> int:
     """The inner steps between evaluations: as given, or chosen to give about a hundred evaluations.
 
     Raises:
-      ConfigError: `steps` is not positive, or `eval_every` does not divide it.
+      ConfigError: `steps` or a number of batches is not positive, or `eval_every` does not divide `steps`.
     """
     if steps < 1:
         raise ConfigError(f"steps = {steps} is not allowed; train for at least 1 step.")
+    for name, count in (("eval_batches", eval_batches), ("last_eval_batches", last_eval_batches)):
+        if count < 1:
+            raise ConfigError(f"{name} = {count} is not allowed; evaluate on at least 1 batch.")
     if eval_every is None:
         return next(d for d in range(max(1, steps // 100), steps + 1) if steps % d == 0)
     if eval_every < 1 or steps % eval_every:
         close = min((d for d in range(1, steps + 1) if steps % d == 0), key=lambda d: abs(d - eval_every))
         raise ConfigError(f"eval_every = {eval_every} does not divide steps = {steps}; {close} would.")
     return eval_every
+
+
+def check(task: Task, optimizer: Optimizer) -> None:
+    """Checks that an optimizer can train a task, by shapes only: nothing is computed or compiled.
+
+    Raises:
+      OuteroptError: one line that says what the optimizer raised.
+    """
+
+    def one(key):
+        return inner_step(task, optimizer, start(task, optimizer, key, 1), 0, key)[0]
+
+    try:
+        eqx.filter_eval_shape(one, jax.random.key(0))
+    except OuteroptError:
+        raise
+    except Exception as error:
+        raise OuteroptError(f"The optimizer cannot train {task.name}: {first_line(error)}.") from error
 
 
 def mask_diverged(curves: dict[str, Any], steps: Any, diverged_at: Any) -> dict[str, np.ndarray]:

@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from outeropt.bench import scores, series, style
+from outeropt.bench.contestants import Contestant, contestants, order
 from outeropt.bench.leaderboard import Leaderboard
 from outeropt.bench.normalizer import Normalizer
 from outeropt.bench.profiles import profiles as performance_profiles
 from outeropt.bench.score_figures import heat_map, profiles, ranking
-from outeropt.bench.series import Band, Contestant
+from outeropt.bench.series import Band
 from outeropt.errors import OuteroptError
 from outeropt.store.archive import Archive
 
@@ -33,7 +34,7 @@ def learning_curves(
     kind: series.Kind = "range",
     smoothing: float = 0.0,
     log_y: bool | None = None,
-    first: Sequence[str] = (),
+    leaderboard: Leaderboard | None = None,
 ) -> Figure:
     """Mean over seeds of each set's best setting, with a band, one panel per task.
 
@@ -44,12 +45,12 @@ def learning_curves(
       kind: the band: `"range"` (smallest and largest seed) or `"interval"` (95 % of the mean).
       smoothing: decay of the exponential moving average along the steps, in [0, 1).
       log_y: logarithmic loss axis; by default where a panel spans more than a factor of ten.
-      first: optimizers in the order in which colours are given; the others follow by name.
+      leaderboard: gives labels and the order of colours to those it has; the others follow by name.
 
     Raises:
       OuteroptError: no archive has the curve, or `smoothing` is out of range.
     """
-    everyone = series.contestants(archives, first)
+    everyone = contestants(archives, leaderboard)
     tasks = series.tasks(a for a in archives if curve in a.curves)
     if not tasks:
         known = sorted({name for a in archives for name in a.curves})
@@ -73,7 +74,7 @@ def learning_curves(
         ax.xaxis.set_major_formatter(FuncFormatter(style.short))
         style.label(ax, task, "inner step", curve)
         if len(tasks) == 1:
-            style.end_labels(ax, ends)
+            style.end_labels(figure, ax, ends)
     if len(tasks) > 1:
         style.legend(figure, {name: entry.line for name, entry in shown.items()})
     return figure
@@ -84,7 +85,7 @@ def sensitivity(
     hyperparameter: str = "learning_rate",
     curve: str = "valid/loss",
     *,
-    first: Sequence[str] = (),
+    leaderboard: Leaderboard | None = None,
 ) -> Figure:
     """Final loss against a hyperparameter: mean and range over seeds, one line per set, one panel per task.
 
@@ -94,14 +95,14 @@ def sensitivity(
       archives: one for each set and task; those without the curve or the hyperparameter are left out.
       hyperparameter: the horizontal axis, logarithmic where its values are positive and span a factor of ten.
       curve: whose last value to draw.
-      first: optimizers in the order in which colours are given; the others follow by name.
+      leaderboard: gives labels and the order of colours to those it has; the others follow by name.
 
     Raises:
       OuteroptError: no archive has both.
     """
     found = [
         (task, entry, result)
-        for entry in series.contestants(archives, first)
+        for entry in contestants(archives, leaderboard)
         for task, archive in entry.archives.items()
         if (result := series.sensitivity(archive, hyperparameter, curve)) is not None
     ]
@@ -147,23 +148,23 @@ def tunability(
     normalizer: Normalizer | None = None,
     curve: str | None = None,
     *,
-    first: Sequence[str] = (),
+    leaderboard: Leaderboard | None = None,
 ) -> Figure:
     """Expected result of the best of k settings, drawn at random from each set, against k.
 
-    With a normalizer one panel: the expected speed-up over its reference, averaged over the tasks it knows, for
-    the sets that have run all of them. Without one, a panel per task: the expected final loss.
+    With a normalizer one panel: the expected speed-up over its reference, averaged over the tasks it knows,
+    for the sets that have run all of them. Without one, a panel per task: the expected final loss.
 
     Args:
       archives: one for each set and task.
       normalizer: the reference, or None.
       curve: the loss; by default `train/loss` with a normalizer, `valid/loss` without.
-      first: optimizers in the order in which colours are given; the others follow by name.
+      leaderboard: gives labels and the order of colours to those it has; the others follow by name.
 
     Raises:
       OuteroptError: no set can be drawn.
     """
-    everyone = series.contestants(archives, first)
+    everyone = contestants(archives, leaderboard)
     if normalizer is not None:
         curve = curve or "train/loss"
         known = [task for task in series.tasks(archives) if normalizer.knows(task, curve)]
@@ -177,9 +178,7 @@ def tunability(
         quantity = f"expected final {curve}"
     found = [(task, entry, result) for task, entry, result in results if result is not None]
     if not found:
-        raise OuteroptError(
-            f"No set has the curve {curve!r} on every task, so there is no tunability to draw."
-        )
+        raise OuteroptError(f"No set has run {curve!r} on every task: no tunability to draw.")
     tasks = list(dict.fromkeys(task for task, _, _ in found))
     figure, axes = style.panels(len(tasks))
     for ax, task in zip(axes, tasks, strict=True):
@@ -191,7 +190,7 @@ def tunability(
         ax.set_xlim(0.8, max(len(result) for _, result in here) + 0.2)
         style.label(ax, task, "settings tried", quantity)
         if len(tasks) == 1:
-            style.end_labels(ax, {e.name: (float(r[-1]), e.look) for e, r in here})
+            style.end_labels(figure, ax, {e.name: (float(r[-1]), e.look) for e, r in here})
     if len(tasks) > 1:
         style.legend(figure, {entry.name: entry.line for _, entry, _ in found})
     return figure
@@ -205,7 +204,7 @@ def save_all(
 ) -> list[Path]:
     """Writes every figure that these archives allow, as PNG and SVG.
 
-    Curves, sensitivity and tunability show the tuned contestants, or the as-is ones where there are no others.
+    Curves, sensitivity and tunability show the tuned contestants, or the as-is ones if there are no others.
 
     Args:
       archives: one for each set and task.
@@ -219,18 +218,19 @@ def save_all(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tuned = [a for a in archives if scores.ruleset_of(a.set) == "tuned"] or list(archives)
-    first = series.order(leaderboard)
     jobs: dict[str, Callable[[], Figure]] = {
-        "learning_curves": lambda: learning_curves(tuned, "train/loss", first=first),
-        "learning_curves_valid": lambda: learning_curves(tuned, "valid/loss", first=first),
-        "sensitivity": lambda: sensitivity(tuned, first=first),
-        "tunability": lambda: tunability(tuned, normalizer, first=first),
+        "learning_curves": lambda: learning_curves(tuned, "train/loss", leaderboard=leaderboard),
+        "learning_curves_valid": lambda: learning_curves(tuned, "valid/loss", leaderboard=leaderboard),
+        "sensitivity": lambda: sensitivity(tuned, leaderboard=leaderboard),
+        "tunability": lambda: tunability(tuned, normalizer, leaderboard=leaderboard),
     }
     if leaderboard is not None:
         jobs["ranking"] = lambda: ranking(leaderboard)
         jobs["heat_map"] = lambda: heat_map(leaderboard)
     if normalizer is not None:
-        jobs["profiles"] = lambda: profiles(performance_profiles(archives, normalizer), first=first)
+        jobs["profiles"] = lambda: profiles(
+            performance_profiles(archives, normalizer), first=order(leaderboard)
+        )
     written = []
     for name, job in jobs.items():
         try:

@@ -1,7 +1,7 @@
 """One self-contained interactive HTML page from archives and, where there is one, a leaderboard.
 
-The page is a single file that needs no network: style, script and numbers are inside it, and its content security
-policy forbids every request and every script but its own. `docs/report.md` says how to read it.
+The page is a single file that needs no network: style, script and numbers are inside it, and its content
+security policy forbids every request and every script but its own. `docs/report.md` says how to read it.
 """
 
 import base64
@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from outeropt.bench import report_data, report_tables, series, style
+from outeropt.bench.contestants import contestants
 from outeropt.bench.leaderboard import Leaderboard
 from outeropt.bench.normalizer import Normalizer
 from outeropt.errors import OuteroptError
@@ -45,7 +46,7 @@ def write_report(
       The file written.
 
     Raises:
-      OuteroptError: there are no archives, two archives of one set on one task, or the file cannot be written.
+      OuteroptError: there are no archives, or two of one set on one task, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
@@ -69,7 +70,9 @@ def render(
     """The page of `write_report` as text."""
     if not archives:
         raise OuteroptError("There are no archives to report on; run a sweep first.")
-    everyone = series.contestants(archives, series.order(leaderboard))
+    everyone = contestants(archives, leaderboard)
+    known = {(row.optimizer, row.ruleset) for row in leaderboard.rows} if leaderboard else set()
+    scored = [entry for entry in everyone if (entry.label, entry.ruleset) in known]
     tasks = sorted(series.tasks(archives))
     curve = leaderboard.curve if leaderboard else "train/loss"
     charts = report_data.charts(everyone, tasks, normalizer, curve)
@@ -89,7 +92,8 @@ def render(
             summary=report_tables.summary(everyone, tasks),
             leaderboard=leaderboard,
             ranking=report_tables.ranking(leaderboard, everyone) if leaderboard else [],
-            speedups=report_tables.heat_of_scores(leaderboard, everyone) if leaderboard else [],
+            scored=scored,
+            speedups=report_tables.heat_of_scores(leaderboard, scored) if leaderboard else [],
             losses=report_tables.heat_of_losses(everyone, tasks, final),
             details=report_tables.details(everyone, tasks, final),
             provenance=report_tables.provenance(everyone),

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from outeropt.bench import series
+from outeropt.bench.contestants import Contestant
 from outeropt.bench.normalizer import Normalizer
 from outeropt.bench.profiles import profiles
-from outeropt.bench.series import Band, Contestant
+from outeropt.bench.series import Band
 from outeropt.errors import OuteroptError
 
 
@@ -25,15 +26,6 @@ def numbers(values: Iterable[float]) -> list[float | None]:
 def _short(value: float) -> float:
     rounded = float(f"{value:.{DIGITS}g}")
     return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
-
-
-def setting_text(setting: dict[str, Any]) -> str:
-    """A setting as `learning_rate 0.001, b1 0.9`: learning rate first, then as given."""
-    names = sorted(setting, key=lambda name: name != "learning_rate")
-    return ", ".join(
-        f"{name} {setting[name]:.4g}" if isinstance(setting[name], float) else f"{name} {setting[name]}"
-        for name in names
-    )
 
 
 def charts(
@@ -93,16 +85,9 @@ def _learning(everyone: Sequence[Contestant], task: str, points: int) -> list[di
     for i, archive in _here(everyone, task):
         best = series.chosen(archive)
         keep = series.thin(archive.steps, points)
-        curves = {
-            name: _band(series.band(c[best][:, keep]), archive.seeds) for name, c in archive.curves.items()
-        }
-        line = {
-            "entry": i,
-            "setting": setting_text(archive.settings[best]),
-            "x": [int(step) for step in archive.steps[keep]],
-            "curves": curves,
-        }
-        lines.append(line)
+        kept = {name: curve[best][:, keep] for name, curve in archive.curves.items()}
+        curves = {name: _band(series.band(values), archive.seeds) for name, values in kept.items()}
+        lines.append({"entry": i, "x": [int(step) for step in archive.steps[keep]], "curves": curves})
     return lines
 
 
@@ -156,7 +141,7 @@ def _counted(i: int, expected: np.ndarray) -> dict[str, Any]:
 
 
 def _profiles(everyone: Sequence[Contestant], normalizer: Normalizer | None) -> list[dict[str, Any]]:
-    """Finite ratios of each contestant, sorted, and the number of its tasks: the staircase is drawn from them."""
+    """Finite ratios of each contestant, sorted, and the number of its tasks: what staircases are made of."""
     if normalizer is None:
         return []
     place = {(entry.label, entry.ruleset): i for i, entry in enumerate(everyone)}

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from outeropt.bench import scores, series
+from outeropt.bench.contestants import Contestant, order
 from outeropt.bench.leaderboard import Leaderboard, Row
-from outeropt.bench.report_data import setting_text
-from outeropt.bench.series import Contestant
 from outeropt.store.archive import Archive
 
 
 FULL_TINT = 4.0  # speed-up (or slow-down) at which a cell has its full colour
 DETAIL_LENGTH = 200
+DETAIL_COUNT = 8
 
 
 def summary(everyone: Sequence[Contestant], tasks: Sequence[str]) -> dict[str, Any]:
@@ -34,7 +34,8 @@ def summary(everyone: Sequence[Contestant], tasks: Sequence[str]) -> dict[str, A
 def ranking(leaderboard: Leaderboard, everyone: Sequence[Contestant]) -> list[dict[str, Any]]:
     """One row per contestant, best first within its ruleset.
 
-    `place` counts within the ruleset, `pair` orders tuned beside as is. Bars are percentages of the longest interval's end, or of the reference (1) if that is longer.
+    `place` counts within the ruleset, `pair` orders tuned beside as is. Bars are percentages of the longest
+    interval's end, or of the reference (1) if that is longer.
     """
     looks = {(entry.label, entry.ruleset): entry.look for entry in everyone}
     full = 1.05 * max([1.0, *(row.high for row in leaderboard.rows if np.isfinite(row.high))])
@@ -43,7 +44,7 @@ def ranking(leaderboard: Leaderboard, everyone: Sequence[Contestant]) -> list[di
         for rules in scores.RULESETS
         for task in leaderboard.tasks
     }
-    labels = series.order(leaderboard)
+    labels = order(leaderboard)
     result = []
     for rules in scores.RULESETS:
         for place, row in enumerate(leaderboard.rows_of(rules), 1):
@@ -87,7 +88,7 @@ def heat_of_scores(leaderboard: Leaderboard, everyone: Sequence[Contestant]) -> 
 
 
 def heat_of_losses(everyone: Sequence[Contestant], tasks: Sequence[str], curve: str) -> list[dict[str, Any]]:
-    """Rows of final losses (mean over seeds, best setting); tints run from the row's worst (-1) to its best (1)."""
+    """Rows of final losses (seed mean of the best setting); tints run from a row's worst (-1) to best (1)."""
     table = []
     for task in tasks:
         values = [_final(entry.archives.get(task), curve) for entry in everyone]
@@ -138,12 +139,14 @@ def details(everyone: Sequence[Contestant], tasks: Sequence[str], curve: str) ->
 
 
 def provenance(everyone: Sequence[Contestant]) -> list[tuple[str, str]]:
-    """Distinct values of each entry of the archives' details (machine, versions), as text."""
+    """Distinct values of each entry of the archives' details (machine, versions), at most 8 of each."""
     found: dict[str, dict[str, None]] = {}
     for archive in _archives(everyone):
         for name, value in archive.details.items():
-            text = value if isinstance(value, str) else str(value)
-            found.setdefault(str(name), {})[text[:DETAIL_LENGTH]] = None
+            text = str(value)
+            values = found.setdefault(str(name), {})
+            if len(values) < DETAIL_COUNT:
+                values[text[:DETAIL_LENGTH]] = None
     return [
         (name, "; ".join(list(values)[:6]) + (" …" if len(values) > 6 else ""))
         for name, values in found.items()
@@ -160,11 +163,21 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
+def setting_text(setting: dict[str, Any]) -> str:
+    """A setting as `learning_rate 0.001, b1 0.9`: learning rate first, then as given."""
+    ordered = sorted(setting.items(), key=lambda item: item[0] != "learning_rate")
+    return ", ".join(f"{name} {_text(value)}" for name, value in ordered)
+
+
 def diverged_trials(archive: Archive) -> np.ndarray:
     """Which trials diverged, shape (settings, seeds); by the first curve where there is no training loss."""
     if "train/loss" in archive.curves:
         return scores.diverged(archive)
     return archive.diverged_at >= 0
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _archives(everyone: Sequence[Contestant]) -> list[Archive]:

@@ -7,7 +7,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from outeropt.bench import series, style
+from outeropt.bench import style
+from outeropt.bench.contestants import order
 from outeropt.bench.leaderboard import Leaderboard
 from outeropt.bench.profiles import R_MAX, Profile
 from outeropt.bench.scores import RULESETS, Ruleset
@@ -23,8 +24,8 @@ DIVERGING = LinearSegmentedColormap.from_list(
 def ranking(leaderboard: Leaderboard) -> Figure:
     """Score of every contestant with its 95 % interval; tuned (filled) beside as is (hollow).
 
-    Best tuned score at the top; contestants without a tuned score follow by their as-is score. The vertical rule
-    at 1 is the reference.
+    Best tuned score at the top; contestants without a tuned score follow by their as-is score. The upright
+    rule at 1 is the reference.
 
     Raises:
       OuteroptError: the leaderboard has no rows.
@@ -32,7 +33,7 @@ def ranking(leaderboard: Leaderboard) -> Figure:
     if not leaderboard.rows:
         raise OuteroptError("The leaderboard has no rows to draw.")
     rows = {(row.optimizer, row.ruleset): row for row in leaderboard.rows}
-    names = series.order(leaderboard)
+    names = order(leaderboard)
     figure = Figure(figsize=(6.6, 0.9 + 0.32 * len(names)), dpi=160, layout="constrained")
     figure.set_facecolor("white")
     ax = figure.add_subplot()
@@ -51,7 +52,7 @@ def ranking(leaderboard: Leaderboard) -> Figure:
             face = colour if ruleset == "tuned" else "white"
             ax.plot([row.score], [height], "o", color=colour, markerfacecolor=face, markersize=5)
     ax.set_yticks(range(len(names)))
-    for text, name in zip(ax.set_yticklabels(names), names, strict=True):
+    for text in ax.set_yticklabels(names):
         text.set_parse_math(False)
         text.set_fontsize(8.5)
     ax.set_ylim(len(names) - 0.4, -0.6)
@@ -80,7 +81,7 @@ def ranking(leaderboard: Leaderboard) -> Figure:
 def heat_map(leaderboard: Leaderboard, ruleset: Ruleset = "tuned") -> Figure:
     """Speed-up of each contestant (columns, best first) on each task (rows), with the numbers.
 
-    White is as fast as the reference; the colour is full at 4 times faster or slower. A dash is a task not run.
+    White is as fast as the reference; colours end at 4 times faster or slower. A dash is a task not run.
 
     Raises:
       OuteroptError: the leaderboard has no row of any ruleset.
@@ -137,7 +138,7 @@ def profiles(
     start = 2.0 ** np.floor(np.log2(min([0.5, *(float(r[0]) for r in ratios if r.size and r[0] > 0)])))
     lines = {}
     places = {name: i for i, name in enumerate(dict.fromkeys([*first, *(row.optimizer for row in rows)]))}
-    for row, jumps in zip(shown, ratios, strict=True):
+    for row, jumps in sorted(zip(shown, ratios, strict=True), key=lambda pair: places[pair[0].optimizer]):
         tau = np.concatenate([[start], jumps[(jumps > start) & (jumps < r_max)], [r_max]])
         rho = row.rho(tau)
         look = style.look(places[row.optimizer])

@@ -5,21 +5,21 @@ hyperparameter, and which points of a long curve to keep.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import stdtrit
 
-from outeropt.bench import scores, tunability
-from outeropt.bench.leaderboard import Leaderboard
+from outeropt.bench import tunability
+from outeropt.bench.contestants import Contestant
 from outeropt.bench.normalizer import Normalizer
-from outeropt.bench.scores import Ruleset
-from outeropt.bench.style import Look, look
 from outeropt.errors import OuteroptError
 from outeropt.store.archive import Archive
 
+
+MAX_VALUES = 32
 
 Kind = Literal["range", "interval"]
 
@@ -114,27 +114,35 @@ class Sensitivity:
 def sensitivity(archive: Archive, hyperparameter: str, curve: str = "valid/loss") -> Sensitivity | None:
     """Final value of `curve` for each value of `hyperparameter`; None when the archive has no such number.
 
-    Settings that share the value (a grid over several hyperparameters) are represented by the best of them, by the
-    rule of `Archive.best`.
+    Of settings that share the value (a grid over several hyperparameters) the best counts, by the rule of
+    `Archive.best`; of more than 32 values (a random search), the best in each of 32 (log-)even intervals.
     """
-    values = [setting.get(hyperparameter) for setting in archive.settings]
-    if curve not in archive.curves or not any(_is_number(value) for value in values):
+    values = [_number(setting, hyperparameter) for setting in archive.settings]
+    if curve not in archive.curves or not np.isfinite(values).any():
         return None
-    xs = sorted({float(v) for v in values if _is_number(v)})
-    rows = []
-    for x in xs:
-        group = [i for i, v in enumerate(values) if _is_number(v) and float(v) == x]
-        rows.append(archive.final(curve)[group[archive.select(group).best(curve)]])
-    finals = np.stack(rows, axis=1)
+    best = [group[archive.select(group).best(curve)] for group in _groups(np.array(values))]
+    finals = archive.final(curve)[best].T
     diverged = (~np.isfinite(finals)).sum(axis=0)
-    return Sensitivity(np.array(xs), band(finals), diverged, len(archive.seeds))
+    return Sensitivity(np.array(values)[best], band(finals), diverged, len(archive.seeds))
+
+
+def _groups(values: Float[np.ndarray, "S"]) -> list[list[int]]:
+    """Places of equal values, in order of the values; of values in one interval where there are many."""
+    finite = np.flatnonzero(np.isfinite(values))
+    distinct = np.unique(values[finite])
+    if len(distinct) <= MAX_VALUES:
+        bins = np.searchsorted(distinct, values[finite])
+    else:
+        even = np.geomspace if prefers_log(distinct) else np.linspace
+        bins = np.searchsorted(even(distinct[0], distinct[-1], MAX_VALUES + 1)[1:-1], values[finite])
+    return [finite[bins == place].tolist() for place in np.unique(bins)]
 
 
 def ceiling(archives: Sequence[Archive], curve: str) -> float:
-    """Final losses above this count as lost in pictures: training did harm, and drawing them would flatten the rest.
+    """Final losses above this count as lost in pictures: training did harm, and they would flatten the rest.
 
-    The mean loss at step 0, plus a quarter of what the best setting improves on it. NaN (nothing is lost) where no
-    archive has the curve, or it is an accuracy.
+    The mean loss at step 0, plus a quarter of what the best setting improves on it. NaN (nothing is lost)
+    where no archive has the curve, or it is an accuracy.
     """
     found = [a for a in archives if curve in a.curves and not curve.endswith("accuracy")]
     starts = [start[np.isfinite(start)] for start in (a.curves[curve][:, :, 0] for a in found)]
@@ -149,8 +157,8 @@ def ceiling(archives: Sequence[Archive], curve: str) -> float:
 def expected_best(archive: Archive, curve: str = "valid/loss") -> Float[np.ndarray, "n"] | None:
     """Expected lowest final loss (mean over seeds) of k settings drawn from the archive's, for k = 1..n.
 
-    A setting that diverged, or ended above `ceiling`, counts as ending there. None where the archive lacks the
-    curve, no setting has a finite loss, or it is an accuracy.
+    A setting that diverged, or ended above `ceiling`, counts as ending there. None where the archive lacks
+    the curve, no setting has a finite loss, or it is an accuracy.
     """
     top = ceiling([archive], curve)
     if np.isnan(top):
@@ -160,13 +168,15 @@ def expected_best(archive: Archive, curve: str = "valid/loss") -> Float[np.ndarr
 
 
 def expected_speedup(
-    entry: "Contestant", normalizer: Normalizer, curve: str, tasks: Sequence[str]
+    entry: Contestant, normalizer: Normalizer, curve: str, tasks: Sequence[str]
 ) -> Float[np.ndarray, "n"] | None:
-    """Mean over `tasks` of the expected speed-up of the best of k settings; None if it has not run all of them.
+    """Mean over `tasks` of the expected speed-up of the best of k settings; None if one was not run.
 
     k goes up to the smallest number of settings on any of the tasks.
     """
-    if not tasks or any(task not in entry.archives for task in tasks):
+    held = [entry.archives.get(task) for task in tasks]
+    needed = {curve, "train/loss"}  # diverged trials are told by their training loss
+    if not held or any(archive is None or not needed <= archive.curves.keys() for archive in held):
         return None
     found = [tunability.tunability(entry.archives[task], normalizer, curve).expected for task in tasks]
     shortest = min(map(len, found))
@@ -178,7 +188,8 @@ def hyperparameters(archives: Iterable[Archive]) -> list[str]:
     names: dict[str, None] = {}
     for archive in archives:
         for name in sorted({key for setting in archive.settings for key in setting}):
-            if len({s[name] for s in archive.settings if _is_number(s.get(name))}) > 1:
+            values = {_number(setting, name) for setting in archive.settings}
+            if sum(map(np.isfinite, values)) > 1:
                 names[name] = None
     return sorted(names, key=lambda name: name != "learning_rate")
 
@@ -186,7 +197,7 @@ def hyperparameters(archives: Iterable[Archive]) -> list[str]:
 def thin(steps: Int[np.ndarray, "T"], points: int) -> Int[np.ndarray, "P"]:
     """Indices of at most `points` of a curve's evaluations, always its first and last.
 
-    Half of them are even in time and half in log time, so that the fast beginning keeps its shape on either axis.
+    Half of them are even in time and half in log time, so that the fast beginning keeps its shape.
     """
     if len(steps) <= points:
         return np.arange(len(steps))
@@ -201,73 +212,13 @@ def tasks(archives: Iterable[Archive]) -> list[str]:
     return list(dict.fromkeys(archive.task for archive in archives))
 
 
-@dataclasses.dataclass(frozen=True)
-class Contestant:
-    """A contestant of the leaderboard as pictures show it.
-
-    Attributes:
-      name: unique among all: the leaderboard's label, followed by "as is" where a tuned one has the same label.
-      label: the leaderboard's label, unique within the ruleset.
-      set: name of the hyperparameter set.
-      ruleset: `"tuned"` or `"as is"`.
-      look: colour and dash belong to the label, so they are the same under both rulesets; as-is lines are thinner.
-      archives: by task.
-    """
-
-    name: str
-    label: str
-    set: str
-    ruleset: Ruleset
-    look: Look
-    archives: dict[str, Archive]
-
-    @property
-    def line(self) -> dict:
-        """Keyword arguments for `Axes.plot`."""
-        thin = {"linewidth": 0.9, "alpha": 0.7} if self.ruleset == "as is" else {"linewidth": 1.6}
-        return {**self.look.line(), **thin}
-
-
-def order(leaderboard: Leaderboard | None) -> list[str]:
-    """Labels in the order that all pictures share: by tuned score, then those that only play as is."""
-    rows = leaderboard.rows if leaderboard else ()
-    return list(
-        dict.fromkeys(row.optimizer for ruleset in scores.RULESETS for row in rows if row.ruleset == ruleset)
-    )
-
-
-def contestants(archives: Sequence[Archive], first: Sequence[str] = ()) -> list[Contestant]:
-    """Groups archives as the leaderboard does and gives each contestant its look.
-
-    Args:
-      archives: one for each set and task.
-      first: labels that come first, in this order; the others follow by name. See `order`.
-
-    Raises:
-      OuteroptError: two archives of one set on one task.
-    """
-    entries = list(scores.entries(archives))
-    place = {label: i for i, label in enumerate(dict.fromkeys([*first, *(e.optimizer for e in entries)]))}
-    entries.sort(key=lambda e: (place[e.optimizer], scores.RULESETS.index(e.ruleset)))
-    tuned = {e.optimizer for e in entries if e.ruleset == "tuned"}
-    return [
-        Contestant(
-            name=f"{e.optimizer}, as is" if e.ruleset == "as is" and e.optimizer in tuned else e.optimizer,
-            label=e.optimizer,
-            set=e.set,
-            ruleset=e.ruleset,
-            look=look(place[e.optimizer]),
-            archives=e.archives,
-        )
-        for e in entries
-    ]
-
-
 def prefers_log(values: Float[np.ndarray, "*shape"]) -> bool:
     """True when all finite values are positive and span more than a factor of ten."""
     finite = values[np.isfinite(values)]
     return finite.size > 0 and finite.min() > 0 and finite.max() > 10 * finite.min()
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+def _number(setting: Mapping[str, Any], name: str) -> float:
+    """A setting's number, NaN if it has none of this name (a missing name, or a choice)."""
+    value = setting.get(name)
+    return float(value) if isinstance(value, int | float) else float("nan")

@@ -2,7 +2,8 @@
 
 `AdamLR_10000_R5` is the published name of Adam at 15 learning rates, 5 seeds, 10000 steps: settings, seeds,
 length and evaluation cadence are those of learned_optimization, so that its published archives compare with
-ours. For every registered optimizer there is also `<name>-lr`, a grid over its learning rate, and
+ours. For every registered optimizer there is also `<name>-lr`, nine learning rates from a
+hundredth to a hundred times its default, and
 `<name>-default`, the one setting that plays *as is*; wrapped optimizers (`clip:adam-lr`) have them as well.
 """
 
@@ -123,8 +124,11 @@ def _learning_rate(optimizer: str) -> HyperparameterSet | None:
     leaf = leaf or next((name for name in spaces if name.endswith("learning_rate.peak")), None)
     if leaf is None:
         return None
+    # Around the default, so that everyone tunes equally far from home, and the default's own trial is shared.
     # Rounded, so that tables and folders say 0.001 and not 0.0010000000000000002.
-    grid = {leaf: tuple(float(f"{value:.6g}") for value in spaces[leaf].grid(9))}
+    default = float(str(optimizers.get(optimizer).hyperparameters[leaf]))
+    points = (float(f"{default * 10 ** (k / 2):.3g}") for k in range(-4, 5))
+    grid = {leaf: tuple(point for point in points if spaces[leaf].contains(point))}
     return HyperparameterSet(f"{optimizer}-lr", optimizer, grid=grid, tags=("generated", "tuned"))
 
 

@@ -3,7 +3,7 @@
 The eight colours were chosen by a search that maximises the smallest OKLab distance between any two of them
 as seen with normal vision and with protanopia, deuteranopia and tritanopia (simulated by the matrices of
 Machado, Oliveira and Fernandes 2009), with a contrast of at least 3 to 1 against the page, once for a light
-page and once, hue for hue, for a dark one. The ninth optimizer takes the first colour again with another dash.
+page and once, hue for hue, for a dark one. The ninth optimizer takes the first colour with another dash.
 """
 
 import dataclasses
@@ -41,13 +41,13 @@ class Look:
 
 
 def look(place: int) -> Look:
-    """The look of the series at this place in the list; after eight the colours come back with another dash."""
+    """The look of the series at this place in the list; after eight, colours come back with another dash."""
     again = place // len(LIGHT)
     return Look(place % len(LIGHT), DASHES[again % len(DASHES)], MARKERS[(place + again) % len(MARKERS)])
 
 
 def panels(count: int, width: float = 3.4, height: float = 2.5) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` dressed axes in a grid; a single one is larger. `width` and `height` in inches."""
+    """A figure with `count` dressed axes of `width` x `height` inches in a grid; a single one is larger."""
     columns = min(count, 4 if count > 6 else 3)
     rows = -(-count // columns)
     scale = 1.9 if count == 1 else 1.0
@@ -73,7 +73,7 @@ def dress(ax: Axes) -> None:
 
 
 def label(ax: Axes, title: str = "", x: str = "", y: str = "", pad: float = 6.0) -> None:
-    """Title at the left in bold, `pad` points above; axis labels in ink; text is taken literally (no mathtext)."""
+    """Title at the left in bold, `pad` points above, and axis labels; text is literal (no mathtext)."""
     size = min(9.0, 9.0 * 36 / max(len(title), 1)) if len(ax.figure.axes) > 1 else 10.0
     ax.set_title(title, loc="left", fontsize=size, fontweight="bold", color=INK, pad=pad, parse_math=False)
     ax.set_xlabel(x, fontsize=8.5, color=INK, parse_math=False)
@@ -114,10 +114,11 @@ def legend(figure: Figure, lines: dict[str, dict]) -> None:
         text.set_parse_math(False)
 
 
-def end_labels(ax: Axes, ends: dict[str, tuple[float, Look]]) -> None:
+def end_labels(figure: Figure, ax: Axes, ends: dict[str, tuple[float, Look]]) -> None:
     """Writes each series' name right of the axes at the height where it ends, moved apart where they touch.
 
     Args:
+      figure: the figure of the axes.
       ax: axes whose limits and scales are already final.
       ends: last value and look by name; values outside the axes are put at the nearest edge.
     """
@@ -128,7 +129,7 @@ def end_labels(ax: Axes, ends: dict[str, tuple[float, Look]]) -> None:
         height = float(transform.transform((ax.get_xlim()[1], ends[name][0]))[1])
         at[name] = min(max(height, 0.0), 1.0) if np.isfinite(height) else 0.0
     names.sort(key=lambda name: at[name])
-    gap = min(9.5 / (72 * ax.figure.get_size_inches()[1] * 0.85), 1.0 / max(len(names) - 1, 1))
+    gap = min(9.5 / (72 * figure.get_size_inches()[1] * 0.85), 1.0 / max(len(names) - 1, 1))
     for name, height in zip(names, spread([at[n] for n in names], gap), strict=True):
         sample = Line2D([1.012, 1.055], [height] * 2, transform=ax.transAxes, clip_on=False, linewidth=1.6)
         sample.set(**ends[name][1].line())
@@ -155,7 +156,7 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 
 def _start(total: float, count: float, gap: float) -> float:
-    """Place of the first of `count` labels `gap` apart whose mean place is `total / count`, kept in [0, 1]."""
+    """Place of the first of `count` labels `gap` apart with mean place `total / count`, kept in [0, 1]."""
     length = gap * (count - 1)
     return min(max(total / count - length / 2, 0.0), max(1.0 - length, 0.0))
 

@@ -18,20 +18,23 @@ from outeropt.errors import ConfigError, near_misses
 
 C = TypeVar("C")
 
+# What a hyperparameter can be on the command line and in YAML.
+Plain = int | float | bool | str
+
 _OPTION = "--optimizer."
 
 
 def parse(verb: str, config_class: type[C], words: Sequence[str]) -> C:
     """Reads the words after a verb into its configuration.
 
-    `-c a.yaml b.yaml` fills it first (the later file wins), flags override, and `--optimizer.NAME VALUE` sets a
-    hyperparameter of the optimizer.
+    `-c a.yaml b.yaml` fills it first (the later file wins), flags override, and `--optimizer.NAME VALUE` sets
+    a hyperparameter of the optimizer.
 
     Raises:
       ConfigError: an unknown key, a wrong type, a missing value or an unreadable file.
       SystemExit: help was asked for, and printed.
     """
-    files, words = _take_files(list(words))
+    files, words = _take_files(verb, words)
     hyperparameters, words = _take_hyperparameters(words)
     given: dict[str, Any] = {}
     for file in files:
@@ -52,18 +55,19 @@ def parse(verb: str, config_class: type[C], words: Sequence[str]) -> C:
         raise
 
 
-def _take_files(words: list[str]) -> tuple[list[Path], list[str]]:
+def _take_files(verb: str, words: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Pulls `-c`/`--config` and the paths that follow it out of the words."""
     files, rest = [], []
-    taking = False
-    for word in words:
-        if word in ("-c", "--config"):
-            taking = True
-        elif word.startswith("-"):
-            taking = False
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if word not in ("-c", "--config"):
             rest.append(word)
-        else:
-            (files if taking else rest).append(Path(word) if taking else word)
+            continue
+        if not words or words[0].startswith("-"):
+            raise ConfigError(f"{word} needs a YAML file, as in outeropt {verb} {word} a.yaml b.yaml.")
+        while words and not words[0].startswith("-"):
+            files.append(Path(words.pop(0)))
     return files, rest
 
 
@@ -81,26 +85,31 @@ def _take_hyperparameters(words: list[str]) -> tuple[dict[str, Any], list[str]]:
             if not words:
                 raise ConfigError(f"{word} needs a value, as in {word} 1e-3.")
             value = words.pop(0)
-        found[name.replace("-", "_")] = yaml.safe_load(_as_yaml_number(value))
+        found[name.replace("-", "_")] = _plain(value)
     return found, rest
 
 
-def _as_yaml_number(text: str) -> str:
-    """YAML 1.1 reads 1e-3 as text; people mean a number."""
-    return re.sub(r"^([+-]?\d+)(e[+-]?\d+)$", r"\1.0\2", text, flags=re.IGNORECASE)
+def _plain(text: str) -> Plain:
+    """A word as the plain value that it spells."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _read_yaml(path: Path, config_class: type, before: Mapping[str, Any]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"Configuration file {path} does not exist.") from None
+    except OSError as error:
+        raise ConfigError(f"Configuration file {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"Configuration file {path} is not YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"Configuration file {path} must hold keys and values, not a {type(content).__name__}.")
+        raise ConfigError(
+            f"Configuration file {path} must hold keys and values, not a {type(content).__name__}."
+        )
     fields = _fields(config_class)
     for key, value in content.items():
         if key not in fields:
@@ -134,7 +143,8 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
                 return _coerce(value, option, where)
             except ConfigError as error:
                 errors.append(error)
-        raise errors[0]
+        if len(errors) == 1:
+            raise errors[0]
     if kind is float and isinstance(value, str):  # 1e-3 without a point is text in YAML 1.1
         with contextlib.suppress(ValueError):
             return float(value)
@@ -146,16 +156,29 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
         return tuple(_coerce(item, arguments[0], where) for item in value)
     if origin is dict and isinstance(value, dict):
         return {str(name): _coerce(item, arguments[1], f"{name} of {where}") for name, item in value.items()}
-    plain = origin or kind
+    if origin is typing.Literal and value in arguments:
+        return value
+    plain = kind if isinstance(kind, type) and origin is None else ()
     if kind is Any or (isinstance(value, plain) and not (plain is int and isinstance(value, bool))):
         return value
-    raise ConfigError(f"{where} must be {_type_name(kind)}, not {value!r}.")
+    raise ConfigError(f"{where} must be {type_name(kind)}, not {value!r}.")
 
 
-def _type_name(kind: Any) -> str:
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
-        kind, getattr(kind, "__name__", str(kind))
-    )
+def type_name(kind: Any) -> str:
+    """A type in words, for messages."""
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(map(str, typing.get_args(kind)))
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        Path: "a path",
+        Plain: "a number, true or false, or text",
+        tuple: "a list",
+        dict: "a mapping",
+    }
+    return words.get(typing.get_origin(kind), words.get(kind, str(kind)))
 
 
 def _default(config_class: type[C], given: Mapping[str, Any]) -> C:
@@ -184,7 +207,12 @@ def _one_line(box: str, verb: str) -> str:
             parts[-1].append(line)
     if len(parts) > 1 and ":" not in " ".join(parts[0]):  # the box's title
         parts.pop(0)
-    message = " ".join(parts[0]).rstrip(".")
+    message = " ".join(parts[0]).replace("(required)", "").strip().rstrip(".")
+    message = re.sub(
+        r"^Error parsing (\S+): .*invalid literal for int\(\) with base 10: (.*)$",
+        r"\1 must be a whole number, not \2",
+        message,
+    )
     for part in parts[1:]:
         if part and part[0].startswith("Perhaps you meant"):
             message += f". Did you mean {part[1]}?"

@@ -18,13 +18,15 @@ class Config:
 
 def run(config: Config) -> None:
     """Runs the command."""
-    found = {"tasks": _tasks, "optimizers": _optimizers, "sets": _sets, "data": _data}[config.what](config.pattern)
+    names = {"tasks": _tasks, "optimizers": _optimizers, "sets": _sets, "data": _data}[config.what]
+    found = names(config.pattern)
     for name in found:
         print(name)
     if not found:
         from outeropt.errors import UnknownName
 
-        raise UnknownName(f"No {config.what} match {config.pattern!r}; outeropt list {config.what} shows all.")
+        see = f"outeropt list {config.what}"
+        raise UnknownName(f"No {config.what} match {config.pattern!r}; {see} shows all.")
 
 
 def _tasks(pattern: str | None) -> list[str]:

@@ -1,6 +1,7 @@
 """The `outeropt` command: finds the verb, parses, calls a lower floor, prints."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -50,12 +51,17 @@ def main(words: Sequence[str] | None = None) -> int:
 
         module = importlib.import_module(f"outeropt.cli.{verb}")
         module.run(parse(verb, module.Config, rest))
+        sys.stdout.flush()
     except OuteroptError as error:
         print(f"outeropt: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever reads has seen enough, as in `outeropt list tasks | head`; Python must not flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"outeropt: {error.strerror or error}{where}", file=sys.stderr)
+        where = f"{error.filename} cannot be used: " if error.filename else ""
+        print(f"outeropt: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("outeropt: interrupted; finished trials are kept, the same command goes on", file=sys.stderr)

@@ -21,7 +21,7 @@ class Config:
     curve: str = "train/loss"
     """The curve that the ranking scores: train/loss, valid/loss or test/loss."""
     reference: str | None = None
-    """The normalizer: a shipped version, or a .npz file. Default: shipped, else made from the store's own archives."""
+    """The normalizer: a shipped version, or a .npz file. Default: shipped, else made from these archives."""
     title: str = "Which optimizer wins?"
     """Heading of the page."""
 

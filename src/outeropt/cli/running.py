@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from outeropt.errors import ConfigError
+from outeropt.cli.config import Plain, type_name
+from outeropt.errors import ConfigError, UnknownName
 
 
 if TYPE_CHECKING:
@@ -34,37 +35,56 @@ def prepare() -> None:
     use_all_cores()
 
 
-def optimizer_from(name: str, hyperparameters: Mapping[str, Any]) -> "Optimizer":
-    """The named optimizer with some hyperparameters set."""
+def optimizer_from(name: str, hyperparameters: Mapping[str, Plain]) -> "Optimizer":
+    """The named optimizer with some hyperparameters set.
+
+    Raises:
+      UnknownName: no such optimizer or hyperparameter.
+      OutOfSpace: a value outside its space.
+      ConfigError: a value of another type than the hyperparameter's.
+    """
     from outeropt import optimizers
 
+    settings = optimizers.describe(name).settings
+    for key, value in hyperparameters.items():
+        wanted = type(settings.get(key.rpartition(".")[2], 0.0))
+        allowed = (int, float) if wanted is float else wanted
+        if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
+            raise ConfigError(f"{key} of {name} must be {type_name(wanted)}, not {value!r}.")
     return optimizers.get(name, **hyperparameters)
 
 
 def plan_of(config: "SweepConfig") -> Plan:
-    """The sweep that a configuration asks for."""
+    """The sweep that a configuration asks for.
+
+    Raises:
+      UnknownName: no such set, optimizer or hyperparameter.
+      OutOfSpace: a value outside its space.
+      ConfigError: options that contradict each other or cannot be understood.
+    """
     if config.set is not None:
         return _of_set(config, config.set)
     from outeropt import grid, sample
-    from outeropt.space import parse_grid
 
     assert config.optimizer is not None
     base = optimizer_from(config.optimizer, config.hyperparameters)
     if config.sample is not None:
         import jax
 
-        settings = sample(base, config.sample, jax.random.key(0))
-        label = f"{config.optimizer}-sample{config.sample}"
+        fixed = {_full_name(name, base) for name in config.hyperparameters}
+        free = [name for name in base.spaces if name not in fixed]
+        settings = sample(base, config.sample, jax.random.key(0), free)
+        varied = [f"sample{config.sample}"]
     else:
-        axes = dict(_axis(text) for text in config.grid)
-        settings = grid(base, {name: parse_grid(values) for name, values in axes.items()})
-        label = "-".join([config.optimizer, *(f"{name}={values}" for name, values in axes.items())])
+        axes = _axes(config, base)
+        settings = grid(base, {name: values for name, (_, values) in axes.items()})
+        varied = [text for text, _ in axes.values()]
     return Plan(
-        config.name or label,
+        config.name or _label(config.optimizer, config.hyperparameters, varied),
         config.optimizer,
         settings,
-        config.seeds or 3,
-        config.steps or 1000,
+        3 if config.seeds is None else config.seeds,
+        1000 if config.steps is None else config.steps,
         config.eval_every,
     )
 
@@ -73,13 +93,15 @@ def _of_set(config: "SweepConfig", name: str) -> Plan:
     from outeropt.bench import sets
 
     item = sets.get(name)
-    steps = config.steps or item.steps
-    every = config.eval_every or (item.eval_every if steps % item.eval_every == 0 else None)
+    steps = item.steps if config.steps is None else config.steps
+    every = config.eval_every
+    if every is None and steps % item.eval_every == 0:
+        every = item.eval_every
     return Plan(
         config.name or item.name,
         item.optimizer,
         item.optimizers(),
-        config.seeds or item.seeds,
+        item.seeds if config.seeds is None else config.seeds,
         steps,
         every,
         item.eval_batches,
@@ -87,11 +109,49 @@ def _of_set(config: "SweepConfig", name: str) -> Plan:
     )
 
 
-def _axis(text: str) -> tuple[str, str]:
-    name, equals, values = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--grid {text} is not understood; write NAME=log:1e-5:1e-1:9 or NAME=0.1,0.3,1.")
-    return name.replace("-", "_"), values
+def _axes(config: "SweepConfig", base: "Optimizer") -> dict[str, tuple[str, Sequence[float]]]:
+    """The text and the values of every --grid, by the full name of its hyperparameter."""
+    from outeropt.space import parse_grid
+
+    fixed = {_full_name(name, base): name for name in config.hyperparameters}
+    axes = {}
+    for text in config.grid:
+        name, equals, values = text.partition("=")
+        if not equals:
+            raise ConfigError(
+                f"--grid {text} is not understood; write NAME=log:1e-5:1e-1:9 or NAME=0.1,0.3,1."
+            )
+        full = _full_name(name.replace("-", "_"), base)
+        if full in axes:
+            raise ConfigError(f"{full} has two grids, {axes[full][0]} and {text}; give one.")
+        if full in fixed:
+            raise ConfigError(f"{full} has a grid and --optimizer.{fixed[full]}; give one of them.")
+        axes[full] = text, parse_grid(values)
+    return axes
+
+
+def _full_name(name: str, optimizer: "Optimizer") -> str:
+    """A hyperparameter's leaf name; fixed settings, which are no leaves, keep theirs."""
+    from outeropt.optimizer import resolve
+
+    try:
+        return resolve(name, optimizer.hyperparameters)
+    except UnknownName:
+        return name
+
+
+def _label(optimizer: str, hyperparameters: Mapping[str, Plain], more: Sequence[str]) -> str:
+    """A set's name in the store, for sweeps that have no other; unequal settings must not share it."""
+    return "-".join([optimizer, *(f"{name}={value}" for name, value in hyperparameters.items()), *more])
+
+
+def _check(task: "Task", optimizer: "Optimizer", protocol: "Plan | TrainConfig") -> None:
+    """Finds what is wrong before anything is written."""
+    from outeropt import tasks, training
+
+    training.cadence(protocol.steps, protocol.eval_every, protocol.eval_batches, protocol.last_eval_batches)
+    tasks.check(task)
+    training.check(task, optimizer)
 
 
 def swept(task: "Task", plan: Plan, config: "SweepConfig") -> "Archive":
@@ -99,6 +159,7 @@ def swept(task: "Task", plan: Plan, config: "SweepConfig") -> "Archive":
     from outeropt import Store, sweep
     from outeropt.progress import Progress
 
+    _check(task, plan.optimizers[0], plan)
     count = len(plan.optimizers) * plan.seeds
     with Store(config.store) as store, Progress("trials") as progress:
         bar = progress.task(task.name, count)
@@ -125,6 +186,9 @@ def single(task: "Task", optimizer: "Optimizer", config: "TrainConfig") -> "Arch
     from outeropt import Store, sweep
     from outeropt.progress import Progress
 
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"--seed {config.seed} is not allowed; give a number from 0 to {2**32 - 1}.")
+    _check(task, optimizer, config)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(Store(config.store)) if config.store else None
         bar = stack.enter_context(Progress("steps")).task(task.name, config.steps)
@@ -137,7 +201,7 @@ def single(task: "Task", optimizer: "Optimizer", config: "TrainConfig") -> "Arch
             eval_batches=config.eval_batches,
             last_eval_batches=config.last_eval_batches,
             store=store,
-            set=f"{config.optimizer}-train",
+            set=_label(config.optimizer, config.hyperparameters, ["train"]),
             optimizer_name=config.optimizer,
             report=lambda trials: bar.advance(round(trials * config.steps)),
         )

@@ -38,7 +38,8 @@ def show_run(archive: "Archive") -> None:
     points = sorted({round(i * last / min(10, last)) for i in range(min(10, last) + 1)})
     rows = [[str(archive.steps[i]), *(number(archive.curves[n][0, 0, i]) for n in names)] for i in points]
     setting = ", ".join(f"{name} = {value:g}" for name, value in archive.settings[0].items())
-    show_table(["step ", *(f"{name} " for name in names)], rows, f"{archive.task}: {archive.optimizer} ({setting})")
+    title = f"{archive.task}: {archive.optimizer} ({setting})"
+    show_table(["step ", *(f"{name} " for name in names)], rows, title)
     diverged = int(archive.diverged_at[0, 0])
     if diverged >= 0:
         print(f"Diverged: the loss was not finite at step {diverged}.")
@@ -47,9 +48,7 @@ def show_run(archive: "Archive") -> None:
 def show_archive(archive: "Archive") -> None:
     """Prints final values per setting, best first."""
     varied = [
-        name
-        for name in archive.settings[0]
-        if len({setting.get(name) for setting in archive.settings}) > 1
+        name for name in archive.settings[0] if len({setting.get(name) for setting in archive.settings}) > 1
     ]
     accuracy = "test/accuracy" in archive.curves
     shown = ["train/loss", "valid/loss", "test/loss"] + (["test/accuracy"] if accuracy else [])

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from outeropt.cli.config import Plain
 from outeropt.errors import ConfigError
 
 
@@ -13,7 +14,8 @@ from outeropt.errors import ConfigError
 class Config:
     """Train a task with every setting and seed, as one compiled program.
 
-    Give --set NAME, or --optimizer with --grid or --sample. Other hyperparameters are set by --optimizer.NAME VALUE.
+    Give --set NAME, or --optimizer with --grid or --sample. Other hyperparameters are set by --optimizer.NAME
+    VALUE; -c a.yaml b.yaml fills any option (the later file wins).
     """
 
     task: str
@@ -22,7 +24,7 @@ class Config:
     """A hyperparameter set (outeropt list sets), a .yaml file, or path.py:attribute."""
     optimizer: str | None = None
     """An optimizer's name, in place of a set."""
-    hyperparameters: Annotated[dict[str, float], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
+    hyperparameters: Annotated[dict[str, Plain], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     grid: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """NAME=SCALE:LOW:HIGH:COUNT or NAME=V1,V2,...; repeat for more hyperparameters."""
     sample: int | None = None
@@ -40,25 +42,32 @@ class Config:
     name: str | None = None
     """Name of the set in the store. Default: the set's own, or made from optimizer and grid."""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raises `ConfigError` where options contradict each other."""
         if (self.set is None) == (self.optimizer is None):
             raise ConfigError("Give either --set NAME or --optimizer NAME (with --grid or --sample).")
-        if self.set is not None and (self.grid or self.sample or self.hyperparameters):
-            raise ConfigError("--grid, --sample and --optimizer.* go with --optimizer; a set has its own grid.")
+        if self.set is not None and (self.grid or self.sample is not None or self.hyperparameters):
+            raise ConfigError(
+                "--grid, --sample and --optimizer.* go with --optimizer; a set has its own grid."
+            )
         if self.grid and self.sample is not None:
             raise ConfigError("--grid and --sample exclude each other; give one.")
+        for name in ("sample", "seeds", "lanes"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ConfigError(f"--{name} {count} is not allowed; give at least 1.")
 
 
 def run(config: Config) -> None:
     """Runs the command."""
     from outeropt.cli.running import plan_of, prepare, swept
 
+    config.check()
     prepare()
     from outeropt import tasks
     from outeropt.cli.show import show_archive
 
     task = tasks.get(config.task)
     plan = plan_of(config)
-    tasks.check(task)
     show_archive(swept(task, plan, config))
     print(f"Trials: {config.store}   next: outeropt report {config.store}")

@@ -6,19 +6,22 @@ from typing import Annotated
 
 import tyro
 
+from outeropt.cli.config import Plain
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Train one optimizer on one task, and show its learning curve.
 
-    Hyperparameters are set by --optimizer.NAME VALUE; -c a.yaml b.yaml fills any option (the later file wins).
+    Hyperparameters are set by --optimizer.NAME VALUE; -c a.yaml b.yaml fills any option (the later file
+    wins).
     """
 
     task: str
     """A task's name (outeropt list tasks), or path/to/file.py:attribute."""
     optimizer: str = "adamw"
     """An optimizer's name (outeropt list optimizers), or wrapper:name."""
-    hyperparameters: Annotated[dict[str, float], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
+    hyperparameters: Annotated[dict[str, Plain], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     steps: int = 1000
     """Inner steps."""
     seed: int = 0
@@ -45,7 +48,9 @@ def run(config: Config) -> None:
 
     task = tasks.get(config.task)
     optimizer = optimizer_from(config.optimizer, config.hyperparameters)
-    tasks.check(task)
+    if config.log:
+        # Now, because a path that cannot be written must not cost a run.
+        config.log.mkdir(parents=True, exist_ok=True)
     archive = single(task, optimizer, config)
     show_run(archive)
     if config.log:

@@ -11,9 +11,7 @@ from outeropt.space import Space
 
 
 _MECHANIC = Paper("Mechanic: A Learning Rate Tuner", "Cutkosky, Defazio and Mehta", 2023, "2306.00144")
-_MOMO = Paper(
-    "MoMo: Momentum Models for Adaptive Learning Rates", "Schaipp and others", 2023, "2305.07583"
-)
+_MOMO = Paper("MoMo: Momentum Models for Adaptive Learning Rates", "Schaipp and others", 2023, "2305.07583")
 _SCHEDULE_FREE = Paper("The Road Less Scheduled", "Defazio and others", 2024, "2405.15682")
 _FACTOR = {"learning_rate": spaces.LEARNING_RATE_FACTOR}
 _ESTIMATE = Space.log(1e-9, 1e-2, allowed=(0.0, 1e3))
@@ -135,9 +133,7 @@ CONTRIB: dict[str, Entry] = {
         {**_FACTOR, "mechanic_weight_decay": spaces.WEIGHT_DECAY, "s_init": _ESTIMATE},
         tuning_free=True,
     ),
-    "momo": Entry(
-        contrib.momo, _MOMO, {}, {**_FACTOR, **_LOWER_BOUND}, tuning_free=True, needs=("value",)
-    ),
+    "momo": Entry(contrib.momo, _MOMO, {}, {**_FACTOR, **_LOWER_BOUND}, tuning_free=True, needs=("value",)),
     "momo_adam": Entry(contrib.momo_adam, _MOMO, {}, _LOWER_BOUND, tuning_free=True, needs=("value",)),
     "muon": Entry(
         contrib.muon,
@@ -176,9 +172,7 @@ CONTRIB: dict[str, Entry] = {
         {"min_scale": Space.log(1e-6, 1e-1, allowed=(0.0, 1.0))},
         needs=("value",),
     ),
-    "schedule_free_adamw": Entry(
-        contrib.schedule_free_adamw, _SCHEDULE_FREE, {}, _POWER, tuning_free=True
-    ),
+    "schedule_free_adamw": Entry(contrib.schedule_free_adamw, _SCHEDULE_FREE, {}, _POWER, tuning_free=True),
     "schedule_free_sgd": Entry(contrib.schedule_free_sgd, _SCHEDULE_FREE, {}, _POWER, tuning_free=True),
     "simplified_ademamix": Entry(
         contrib.simplified_ademamix,

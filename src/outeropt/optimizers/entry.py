@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
+from jax.core import Tracer
 
 from outeropt.errors import unknown_name
 from outeropt.optimizer import Optimizer
@@ -84,5 +84,5 @@ def check(optimizer: Optimizer) -> None:
     """Raises `OutOfSpace` if a leaf lies outside its space."""
     leaves = optimizer.hyperparameters
     for name, space in optimizer.spaces.items():
-        if not isinstance(leaves[name], jax.core.Tracer):
+        if not isinstance(leaves[name], Tracer):
             space.check(name, leaves[name])

@@ -1,10 +1,11 @@
-"""NAdamW: Nesterov Adam with both kinds of weight decay, the family that tuned lists of optimizers draw from."""
+"""NAdamW: Nesterov Adam with both kinds of weight decay, the family that tuned lists draw from."""
 
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from outeropt.optimizer import Optimizer, OptState, Params
@@ -27,7 +28,7 @@ class NAdamWState(NamedTuple):
     clock: Int[Array, "2"]
 
 
-def _number_or_schedule(value: Any) -> Schedule | Array | None:
+def _number_or_schedule(value: Any) -> Schedule | Array:
     return value if isinstance(value, Schedule) else number(value)
 
 
@@ -41,10 +42,10 @@ class NAdamW(Optimizer):
         a = learning_rate * sqrt(1 - b2^t) / (1 - b1^t)
         update = -a * (n / (sqrt(v) + eps) + weight_decay * params)
 
-    Dozat, "Incorporating Nesterov Momentum into Adam", 2016, and, for this form and its place in tuned lists, Metz et
-    al., "Using a thousand optimization tasks to learn hyperparameter search strategies", 2020, arXiv 2002.11887. `eps`
-    is added to the uncorrected root and the weight decay is multiplied by the bias-corrected step size `a`: both differ
-    from `optax.nadamw`.
+    Dozat, "Incorporating Nesterov Momentum into Adam", 2016, and, for this form and its place in tuned lists,
+    Metz et al., "Using a thousand optimization tasks to learn hyperparameter search strategies", 2020, arXiv
+    2002.11887. `eps` is added to the uncorrected root and the weight decay is multiplied by the
+    bias-corrected step size `a`: both differ from `optax.nadamw`.
 
     Attributes:
       learning_rate: step size, a number or a `Schedule`.
@@ -82,7 +83,7 @@ class NAdamW(Optimizer):
 
         def one(grad, param, mean, square):
             # Narrow types hold neither 1 - b2 nor the square well: compute wide, store as the parameters are.
-            wide = jnp.promote_types(jnp.float32, param.dtype)
+            wide = np.promote_types(np.float32, param.dtype)
             g, p, m, v = (leaf.astype(wide) for leaf in (grad, param, mean, square))
             b1, b2 = self.b1.astype(wide), self.b2.astype(wide)
             g = g + self.l2_weight_decay.astype(wide) * p

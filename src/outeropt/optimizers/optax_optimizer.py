@@ -53,10 +53,10 @@ class ScheduledState(NamedTuple):
 class OptaxOptimizer(Optimizer):
     """An optax factory with its hyperparameters; made by `from_optax`.
 
-    Each update calls the factory with the leaves of the moment. For float32 parameters the updates are those of
-    `optax.inject_hyperparams` bit for bit. For narrower parameters the leaves stay float32 and, being weakly typed as
-    Python floats are, leave the parameters' and the state's types alone (`inject_hyperparams` rounds them to the
-    parameters' type, which turns b2 = 0.999 into 1 in bfloat16).
+    Each update calls the factory with the leaves of the moment. For float32 parameters the updates are those
+    of `optax.inject_hyperparams` bit for bit. For narrower parameters the leaves stay float32 and, being
+    weakly typed as Python floats are, leave the parameters' and the state's types alone (`inject_hyperparams`
+    rounds them to the parameters' type, which turns b2 = 0.999 into 1 in bfloat16).
 
     Attributes:
       values: float32 arrays, tuples of them, and schedules, by name of the factory's argument.
@@ -95,7 +95,7 @@ class OptaxOptimizer(Optimizer):
         if context.get("value_fn") is not None:
             context = _with_loss(context)
         inner, now = state if isinstance(state, ScheduledState) else (state, None)
-        # optax mixes integer counts, float hyperparameters and parameters of other types; that is its business.
+        # optax mixes integer counts and floats of several types; that is its business.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             transformation = optax.with_extra_args_support(self._transformation(params, now))
             updates, new = transformation.update(grads, inner, params, **context)
@@ -107,9 +107,7 @@ class OptaxOptimizer(Optimizer):
         """The averaged point of schedule-free methods; `params` for all others."""
         inner = state.inner if isinstance(state, ScheduledState) else state
         found = [
-            part
-            for part in jax.tree.leaves(inner, is_leaf=_is_schedule_free)
-            if _is_schedule_free(part)
+            part for part in jax.tree.leaves(inner, is_leaf=_is_schedule_free) if _is_schedule_free(part)
         ]
         if not found:
             return params
@@ -146,10 +144,11 @@ class OptaxOptimizer(Optimizer):
 def from_optax(factory: Callable[..., Any], /, **hyperparameters: Any) -> OptaxOptimizer:
     """Makes any factory of an optax transformation an `Optimizer`.
 
-    Floats (Python's, numpy's, float arrays, also inside tuples such as `betas=(0.9, 0.999)`) become float32 leaves
-    named after their arguments (`learning_rate`, `betas.0`), and so do arguments left at a float default. Schedules
-    of `outeropt.optimizers.schedules` stay pytrees of their own numbers. Booleans, integers, None, strings and
-    callables are static; an integer given where the default is a float, or as `learning_rate`, counts as a float.
+    Floats (Python's, numpy's, float arrays, also inside tuples such as `betas=(0.9, 0.999)`) become float32
+    leaves named after their arguments (`learning_rate`, `betas.0`), and so do arguments left at a float
+    default. Schedules of `outeropt.optimizers.schedules` stay pytrees of their own numbers. Booleans,
+    integers, None, strings and callables are static; an integer given where the default is a float, or as
+    `learning_rate`, counts as a float.
 
     Args:
       factory: `optax.adam`, `optax.contrib.prodigy`, or your own function returning an optax transformation.
@@ -215,7 +214,9 @@ def _sort(name: str, value: Any, wants_float: bool, static: bool, values: dict, 
         value = float(value)
     if isinstance(value, Schedule):
         if static:
-            raise OuteroptError(f"`{name}` is fixed when the optimizer is built and cannot follow a schedule.")
+            raise OuteroptError(
+                f"`{name}` is fixed when the optimizer is built and cannot follow a schedule."
+            )
         values[name] = value
     elif isinstance(value, tuple | list) and not static and any(_is_float(item) for item in value):
         values[name] = tuple(_leaf(item) if _is_float(item) else None for item in value)
@@ -224,7 +225,7 @@ def _sort(name: str, value: Any, wants_float: bool, static: bool, values: dict, 
         values[name] = _leaf(value)
     else:
         value = tuple(value) if isinstance(value, list) else value
-        if not isinstance(value, Hashable) or tree.is_array(value) and not isinstance(value, np.generic):
+        if not isinstance(value, Hashable) or (tree.is_array(value) and not isinstance(value, np.generic)):
             raise OuteroptError(
                 f"`{name}` = {type(value).__name__} is neither a float nor hashable; "
                 "give a function returning it (optax takes one for masks)."
@@ -251,7 +252,7 @@ def _leaf(value: Any) -> Array:
 
 
 def _with_loss(context: dict[str, Any]) -> dict[str, Any]:
-    """The context with a `value_fn` that suits optax, also offered as `obj_fn`, the name that sophia knows it by.
+    """The context with a `value_fn` that suits optax, also as `obj_fn`, the name that sophia knows it by.
 
     optax's line searches insist that `value_fn` takes every keyword of the update, and look at its signature.
     """
@@ -262,9 +263,7 @@ def _with_loss(context: dict[str, Any]) -> dict[str, Any]:
         return loss(params)
 
     first = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    others = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in {"obj_fn": None, **context}
-    ]
+    others = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in {"obj_fn": None, **context}]
     value_fn.__signature__ = inspect.Signature([first, *others])  # pyright: ignore[reportFunctionMemberAccess]
     return {"obj_fn": loss, **context, "value_fn": value_fn}
 
@@ -280,7 +279,7 @@ def _leaf_dtype(params: Params) -> Any:
 
 
 def _weak(leaf: Array, dtype: Any) -> Array:
-    """The leaf with the weak type of a Python float, so that it takes part in arithmetic without promoting."""
+    """The leaf with the weak type of a Python float: it takes part in arithmetic without promoting."""
     return jax.lax.convert_element_type_p.bind(
         leaf.astype(dtype), new_dtype=np.dtype(dtype), weak_type=True, sharding=None
     )

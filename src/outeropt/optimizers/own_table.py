@@ -1,4 +1,4 @@
-"""The table's last part: our own optimizers, the wrappers that names can begin with, and names for combinations."""
+"""The table's last part: our own optimizers, wrappers that names can begin with, names for combinations."""
 
 import dataclasses
 import functools

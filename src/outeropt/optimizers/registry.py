@@ -24,7 +24,8 @@ def names(pattern: str | None = None, tuning_free: bool | None = None) -> list[s
 
     Args:
       pattern: keep names that match, with `*` and `?` as in file names.
-      tuning_free: keep only optimizers that are (True) or are not (False) meant to work at their defaults anywhere.
+      tuning_free: keep only optimizers that are (True) or are not (False) meant to work at their defaults
+        anywhere.
     """
     found = sorted({**TABLE, **aliases()})
     if pattern is not None:
@@ -43,9 +44,10 @@ def get(name: str, **hyperparameters: Any) -> Optimizer:
     """The optimizer called `name`.
 
     Args:
-      name: a registered name, or wrappers and a name: `"clip:adam"`, `"cosine:averaged:sgd"`, outermost first.
-      **hyperparameters: values that differ from the defaults. A wrapper takes those that are its own; the rest go to
-        the optimizer inside, as do all that begin with `inner.` (`{"inner.weight_decay": 0}`).
+      name: a registered name, or wrappers and a name: `"clip:adam"`, `"cosine:averaged:sgd"`, outermost
+        first.
+      **hyperparameters: values that differ from the defaults. A wrapper takes those that are its own; the
+        rest go to the optimizer inside, as do all that begin with `inner.` (`{"inner.weight_decay": 0}`).
 
     Raises:
       UnknownName: there is no such optimizer, wrapper or hyperparameter.
@@ -71,9 +73,7 @@ def _wrapped(name: str, hyperparameters: dict[str, Any]) -> Optimizer:
         raise UnknownName(f"{error} Wrappers are {', '.join(PREFIXES)}.")
     prefix = PREFIXES[first]
     own = {key: value for key, value in hyperparameters.items() if key in prefix.arguments}
-    inner = {
-        key.removeprefix("inner."): value for key, value in hyperparameters.items() if key not in own
-    }
+    inner = {key.removeprefix("inner."): value for key, value in hyperparameters.items() if key not in own}
     try:
         optimizer = prefix.wrap(get(rest, **inner), own)
     except UnknownName as error:

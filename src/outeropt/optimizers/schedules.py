@@ -1,7 +1,8 @@
 """Schedules: numbers that follow the inner step, as pytrees of their own numbers.
 
 A schedule may stand wherever `from_optax` or `NAdamW` takes a hyperparameter, or scale the learning rate of
-any optimizer through `Scheduled`. Its numbers are leaves, so that they can be swept, tuned and differentiated.
+any optimizer through `Scheduled`. Its numbers are leaves, so that they can be swept, tuned and
+differentiated.
 """
 
 import abc
@@ -9,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from outeropt.errors import OuteroptError
@@ -22,9 +23,13 @@ from outeropt.space import Space
 Number = float | Float[Array, ""]
 
 
-def number(value: Any) -> Array | None:
-    """A float32 array, or None as it is."""
-    return None if value is None else jnp.asarray(value, jnp.float32)
+def number(value: Any) -> Array:
+    """A float32 array."""
+    return jnp.asarray(value, jnp.float32)
+
+
+def _optional(value: Any) -> Array | None:
+    return None if value is None else number(value)
 
 
 class Schedule(eqx.Module):
@@ -73,7 +78,7 @@ class Cosine(Schedule):
 
     needs_num_steps: ClassVar[bool] = True
 
-    peak: Float[Array, ""] | None = eqx.field(converter=number, default=None)
+    peak: Float[Array, ""] | None = eqx.field(converter=_optional, default=None)
     end_fraction: Float[Array, ""] = eqx.field(converter=number, default=0.0)
     warmup_fraction: Float[Array, ""] = eqx.field(converter=number, default=0.0)
     constant_fraction: Float[Array, ""] = eqx.field(converter=number, default=0.0)
@@ -95,7 +100,7 @@ class Linear(Schedule):
 
     needs_num_steps: ClassVar[bool] = True
 
-    peak: Float[Array, ""] | None = eqx.field(converter=number, default=None)
+    peak: Float[Array, ""] | None = eqx.field(converter=_optional, default=None)
     end_fraction: Float[Array, ""] = eqx.field(converter=number, default=0.0)
     warmup_fraction: Float[Array, ""] = eqx.field(converter=number, default=0.0)
     constant_fraction: Float[Array, ""] = eqx.field(converter=number, default=0.0)
@@ -116,7 +121,7 @@ class Exponential(Schedule):
       decay: part lost at each step, in [0, 1).
     """
 
-    peak: Float[Array, ""] | None = eqx.field(converter=number, default=None)
+    peak: Float[Array, ""] | None = eqx.field(converter=_optional, default=None)
     decay: Float[Array, ""] = eqx.field(converter=number, default=1e-3)
 
     def __call__(self, step: int | Array, num_steps: int | Array | None = None) -> Float[Array, ""]:
@@ -131,23 +136,21 @@ class Exponential(Schedule):
 class InverseSqrt(Schedule):
     """`peak * min(t / w, sqrt(w / t))` with `t = max(step, 1)` and `w` warm-up steps.
 
-    The ramp and decay of Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762, eq. 3, scaled to
-    reach `peak` at step `w`.
+    The ramp and decay of Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762, eq. 3, scaled
+    to reach `peak` at step `w`.
 
     Attributes:
       peak: highest value; None for a shape of height 1.
       warmup_steps: steps of the linear ramp, at least 1.
     """
 
-    peak: Float[Array, ""] | None = eqx.field(converter=number, default=None)
+    peak: Float[Array, ""] | None = eqx.field(converter=_optional, default=None)
     warmup_steps: Float[Array, ""] = eqx.field(converter=number, default=1000.0)
 
     def __call__(self, step: int | Array, num_steps: int | Array | None = None) -> Float[Array, ""]:
         del num_steps
         now = jnp.maximum(_float(step), 1.0)
-        return _scaled(
-            self.peak, jnp.minimum(now / self.warmup_steps, jnp.sqrt(self.warmup_steps / now))
-        )
+        return _scaled(self.peak, jnp.minimum(now / self.warmup_steps, jnp.sqrt(self.warmup_steps / now)))
 
     def spaces(self, height: Space | None) -> dict[str, Space]:
         return {**_height(height, "peak"), "warmup_steps": Space.log(1.0, 1e5, allowed=(1.0, 1e8))}
@@ -164,8 +167,8 @@ class Step(Schedule):
       OuteroptError: the lengths do not fit, or the boundaries do not increase.
     """
 
-    boundaries: Float[Array, " n"] = eqx.field(converter=number)
-    values: Float[Array, " n+1"] = eqx.field(converter=number)
+    boundaries: Float[Array, " n"]
+    values: Float[Array, " n+1"]
 
     def __init__(self, boundaries: Sequence[float], values: Sequence[float]):
         if len(values) != len(boundaries) + 1:
@@ -174,7 +177,7 @@ class Step(Schedule):
                 f"not {len(values)}."
             )
         _check_increasing("boundaries", boundaries)
-        self.boundaries, self.values = boundaries, values
+        self.boundaries, self.values = number(boundaries), number(values)
 
     def __call__(self, step: int | Array, num_steps: int | Array | None = None) -> Float[Array, ""]:
         del num_steps
@@ -182,7 +185,7 @@ class Step(Schedule):
 
 
 class PiecewiseLinear(Schedule):
-    """Straight lines through the points `(times[i], values[i])`, constant before the first and after the last.
+    """Straight lines through the points `(times[i], values[i])`, constant before and after them.
 
     Attributes:
       times: increasing steps, shape (n,).
@@ -192,16 +195,16 @@ class PiecewiseLinear(Schedule):
       OuteroptError: the lengths do not fit, or the times do not increase.
     """
 
-    times: Float[Array, " n"] = eqx.field(converter=number)
-    values: Float[Array, " n"] = eqx.field(converter=number)
+    times: Float[Array, " n"]
+    values: Float[Array, " n"]
 
     def __init__(self, times: Sequence[float], values: Sequence[float]):
         if len(values) != len(times) or not len(times):
             raise OuteroptError(
-                f"A piecewise linear schedule needs as many values as times; it got {len(values)} and {len(times)}."
+                f"A piecewise linear schedule needs as many values as times: {len(values)}, {len(times)}."
             )
         _check_increasing("times", times)
-        self.times, self.values = times, values
+        self.times, self.values = number(times), number(values)
 
     def __call__(self, step: int | Array, num_steps: int | Array | None = None) -> Float[Array, ""]:
         del num_steps
@@ -209,7 +212,7 @@ class PiecewiseLinear(Schedule):
 
 
 def clock(schedules: Sequence[Schedule], num_steps: int | Array | None) -> Int[Array, "2"]:
-    """What an optimizer with schedules carries in its state: the step, and the length of the run (-1 if unknown).
+    """What an optimizer with schedules carries in its state: the step, and the run's length (-1: unknown).
 
     Raises:
       OuteroptError: the length is unknown and a schedule needs it.
@@ -262,8 +265,10 @@ def _height(height: Space | None, field: str) -> dict[str, Space]:
 
 
 def _check_increasing(name: str, values: Sequence[float]) -> None:
-    if not any(isinstance(value, jax.core.Tracer) for value in values) and np.any(np.diff(values) <= 0):
-        raise OuteroptError(f"The {name} of a schedule must increase; given: {', '.join(f'{v:g}' for v in values)}.")
+    if not any(isinstance(value, Tracer) for value in values) and np.any(np.diff(values) <= 0):
+        raise OuteroptError(
+            f"The {name} of a schedule must increase; given: {', '.join(f'{v:g}' for v in values)}."
+        )
 
 
 _FRACTIONS = {

@@ -1,8 +1,8 @@
 """The table of optimizers: optax's own aliases, with papers, defaults and spaces.
 
-`contrib_table` continues it with optax's contributed optimizers, and `own_table` with ours. Defaults are given where
-the factory leaves a hyperparameter open. Spaces are given where a name is not in `spaces.BY_NAME`, or means something
-else here.
+`contrib_table` continues it with optax's contributed optimizers, and `own_table` with ours. Defaults are
+given where the factory leaves a hyperparameter open. Spaces are given where a name is not in
+`spaces.BY_NAME`, or means something else here.
 """
 
 import optax
@@ -112,9 +112,7 @@ OPTAX: dict[str, Entry] = {
     ),
     "lbfgs": Entry(
         optax.lbfgs,
-        Paper(
-            "On the limited memory BFGS method for large scale optimization", "Liu and Nocedal", 1989
-        ),
+        Paper("On the limited memory BFGS method for large scale optimization", "Liu and Nocedal", 1989),
         tuning_free=True,
         needs=("value", "grad", "value_fn"),
     ),
@@ -205,7 +203,7 @@ OPTAX: dict[str, Entry] = {
         needs=("value",),
     ),
     "radam": Entry(
-        optax.radam,
+        compositions.radam,
         Paper(
             "On the Variance of the Adaptive Learning Rate and Beyond", "Liu and others", 2019, "1908.03265"
         ),

@@ -73,7 +73,8 @@ def from_archive(archive: Archive) -> Iterator[tuple[int, Trial]]:
         for j, seed in enumerate(archive.seeds):
             curves = {name: curve[i, j] for name, curve in archive.curves.items()}
             if archive.ids is None:
-                told = (archive.set, archive.task, archive.optimizer, i, setting_json(setting), seed, cadence)
+                names = (archive.set, archive.task, archive.optimizer)
+                told = (*names, i, setting_json(setting), int(seed), cadence)
                 digest = hashlib.blake2b(repr(told).encode(), digest_size=16)
                 for name, curve in curves.items():
                     digest.update(name.encode() + np.asarray(curve, "<f4").tobytes())

@@ -43,13 +43,12 @@ class Reparametrised(Wrapped):
       scale: positive factors: one number, one per tensor, or a tensor each (any prefix of the parameters).
     """
 
+    name: str = eqx.field(static=True, init=False)
     task: Task
     scale: PyTree[Array]
 
-    @property
-    def name(self) -> str:
-        """The inner name and `+reparametrised`."""
-        return f"{self.task.name}+reparametrised"
+    def __post_init__(self):
+        self.name = f"{self.task.name}+reparametrised"
 
     def init(self, key: PRNGKeyArray) -> tuple[Params, ModelState]:
         """The same function as the task inside, in the new coordinates."""
@@ -75,6 +74,7 @@ class ReducedBatch(Wrapped):
       ConfigError: the fraction is outside (0, 1].
     """
 
+    name: str = eqx.field(static=True, init=False)
     task: Task
     fraction: float = eqx.field(static=True)
 
@@ -84,10 +84,8 @@ class ReducedBatch(Wrapped):
                 f"fraction = {self.fraction:g} is not allowed; keep a share in (0, 1] of the rows."
             )
 
-    @property
-    def name(self) -> str:
-        """The inner name and `+batch` with the fraction."""
-        return f"{self.task.name}+batch{self.fraction:g}"
+    def __post_init__(self):
+        self.name = f"{self.task.name}+batch{self.fraction:g}"
 
     def loss(self, params, state, batch, key):
         """The loss inside."""
@@ -107,13 +105,12 @@ class CastDtype(Wrapped):
       dtype: name of the floating format.
     """
 
+    name: str = eqx.field(static=True, init=False)
     task: Task
     dtype: str = eqx.field(static=True, default="bfloat16")
 
-    @property
-    def name(self) -> str:
-        """The inner name and the format."""
-        return f"{self.task.name}+{self.dtype}"
+    def __post_init__(self):
+        self.name = f"{self.task.name}+{self.dtype}"
 
     def loss(self, params, state, batch, key):
         """The loss inside, computed in `dtype`."""
@@ -125,8 +122,10 @@ class CastDtype(Wrapped):
         def back(new, old):
             return new.astype(old.dtype)
 
-        inner = jax.tree.map(cast, (params, state, batch))
-        value, (new_state, metrics) = self.task.loss(*inner, key)
+        params, cast_state, batch = jax.tree.map(cast, (params, state, batch))
+        # The task inside was written for float32: what it makes itself meets the other format by promotion.
+        with jax.numpy_dtype_promotion("standard"):
+            value, (new_state, metrics) = self.task.loss(params, cast_state, batch, key)
         metrics = jax.tree.map(lambda metric: metric.astype(jnp.float32), metrics)
         return value.astype(jnp.float32), (jax.tree.map(back, new_state, state), metrics)
 
@@ -139,13 +138,12 @@ class PermutedLabels(Wrapped):
       permutation: new number of each class.
     """
 
+    name: str = eqx.field(static=True, init=False)
     task: Task
     permutation: Array
 
-    @property
-    def name(self) -> str:
-        """The inner name and `+permuted`."""
-        return f"{self.task.name}+permuted"
+    def __post_init__(self):
+        self.name = f"{self.task.name}+permuted"
 
     def loss(self, params, state, batch, key):
         """The loss inside."""

@@ -1,5 +1,6 @@
 """What a task must fulfil, checked by shapes alone."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,16 +32,19 @@ def check(task: Task) -> None:
     params, state = started
     _check_params(task, params)
     _check_arrays(task, "init", "state", state)
-    seen = []
+    batches = []
     for split in SPLITS:
-        batch = _call(task, f"batch({split!r})", lambda k, split=split: task.batch(split, k), key)
+        batch = _call(task, f"batch({split!r})", functools.partial(task.batch, split), key)
         _check_arrays(task, f"batch({split!r})", "batch", batch)
-        form = _form(batch)
-        if form in seen:
-            continue
-        seen.append(form)
-        _check_loss(task, params, state, batch, key)
-        _check_loss(task, params, state, batch, None)
+        batches.append(batch)
+        first, this = _form(batches[0]), _form(batch)
+        if this != first:
+            raise _broken(
+                task,
+                f"batch({split!r}) gave {this} and batch('train') {first}; all splits need the same form",
+            )
+    _check_loss(task, params, state, batches[0], key)
+    _check_loss(task, params, state, batches[0], None)
 
 
 def _check_params(task: Task, params: Any) -> None:

@@ -30,12 +30,11 @@ class SingleTask(TaskFamily):
       member: the task.
     """
 
+    name: str = eqx.field(static=True, init=False)
     member: Task
 
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        return self.member.name
+    def __post_init__(self):
+        self.name = self.member.name
 
     def sample(self, key: PRNGKeyArray) -> tuple[()]:
         """Nothing to draw."""
@@ -137,7 +136,13 @@ class ImageMLPFamily(TaskFamily):
 
     def task(self, config: dict[str, Array]) -> ChosenActivationMLP:
         """The MLP with this activation and scale."""
-        return ChosenActivationMLP(self.name, self.data, self.hidden, config["activation"], config["scale"])
+        return ChosenActivationMLP(
+            name=self.name,
+            data=self.data,
+            hidden=self.hidden,
+            activation=config["activation"],
+            scale=config["scale"],
+        )
 
 
 class ReparametrisedFamily(TaskFamily):
@@ -153,6 +158,7 @@ class ReparametrisedFamily(TaskFamily):
       ConfigError: the level is unknown.
     """
 
+    name: str = eqx.field(static=True, init=False)
     base: Task
     level: Level = eqx.field(static=True, default="tensor")
     low: float = eqx.field(static=True, default=0.01)
@@ -162,10 +168,8 @@ class ReparametrisedFamily(TaskFamily):
         if self.level not in ("global", "tensor", "parameter"):
             raise ConfigError(f"Level {self.level!r} is unknown; scale by global, tensor or parameter.")
 
-    @property
-    def name(self) -> str:
-        """The task's name and the level."""
-        return f"{self.base.name}+reparametrised_{self.level}"
+    def __post_init__(self):
+        self.name = f"{self.base.name}+reparametrised_{self.level}"
 
     def sample(self, key: PRNGKeyArray) -> PyTree[Array]:
         """Scales at the chosen level."""
@@ -191,13 +195,12 @@ class PermutedLabelsFamily(TaskFamily):
       classes: number of classes.
     """
 
+    name: str = eqx.field(static=True, init=False)
     base: Task
     classes: int = eqx.field(static=True, default=10)
 
-    @property
-    def name(self) -> str:
-        """The task's name and `+permuted`."""
-        return f"{self.base.name}+permuted"
+    def __post_init__(self):
+        self.name = f"{self.base.name}+permuted"
 
     def sample(self, key: PRNGKeyArray) -> Int[Array, " classes"]:
         """A permutation of the classes."""

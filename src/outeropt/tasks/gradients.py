@@ -110,13 +110,12 @@ class ModifiedGradient(Wrapped):
       modifier: the change.
     """
 
+    name: str = eqx.field(static=True, init=False)
     task: Task
     modifier: Modifier
 
-    @property
-    def name(self) -> str:
-        """The inner name and the modifier's label."""
-        return f"{self.task.name}+{self.modifier.label}"
+    def __post_init__(self):
+        self.name = f"{self.task.name}+{self.modifier.label}"
 
     def loss(self, params, state, batch, key):
         """The loss inside, whose gradient is the modified one."""
@@ -142,6 +141,7 @@ class DelayedGradient(Wrapped):
       ConfigError: the delay is below 1.
     """
 
+    name: str = eqx.field(static=True, init=False)
     task: Task
     delay: int = eqx.field(static=True)
 
@@ -149,10 +149,8 @@ class DelayedGradient(Wrapped):
         if self.delay < 1:
             raise ConfigError(f"delay = {self.delay} is not allowed; delay gradients by at least 1 step.")
 
-    @property
-    def name(self) -> str:
-        """The inner name and `+delay` with the number of steps."""
-        return f"{self.task.name}+delay{self.delay}"
+    def __post_init__(self):
+        self.name = f"{self.task.name}+delay{self.delay}"
 
     def init(self, key: PRNGKeyArray) -> tuple[Params, ModelState]:
         """As the task inside, with no past gradients."""
@@ -185,14 +183,13 @@ class ESGradient(Wrapped):
       std: standard deviation of the perturbations.
     """
 
+    name: str = eqx.field(static=True, init=False)
     task: Task
     pairs: int = eqx.field(static=True, default=1)
     std: Float[Array, ""] = eqx.field(converter=jnp.float32, default=0.01)
 
-    @property
-    def name(self) -> str:
-        """`ESWrapped_`, the number of pairs and the inner name."""
-        return f"ESWrapped_{self.pairs}pair_{self.task.name}"
+    def __post_init__(self):
+        self.name = f"ESWrapped_{self.pairs}pair_{self.task.name}"
 
     def loss(self, params, state, batch, key):
         """The loss inside at the parameters, whose gradient is estimated."""

@@ -84,7 +84,7 @@ class MarkovData(eqx.Module):
             token = jnp.sum(draw[:, None] >= row[:, :-1], axis=1)
             return (context * vocabulary + token) % contexts, token
 
-        drawn = jax.lax.scan(step, start, draws[1:], unroll=4)[1].T.astype(jnp.int32)
+        drawn = jax.lax.scan(step, start, draws[1:])[1].T.astype(jnp.int32)
         return {"obs": drawn[:, :-1], "target": drawn[:, 1:]}
 
 

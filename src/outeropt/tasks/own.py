@@ -58,8 +58,8 @@ def from_functions(
         `(params, key) -> loss`. It returns a scalar, or `(scalar, metrics)` with a dictionary of scalars.
         `key` is None at evaluation.
       data: an object with `batch(split, key)`, such as `outeropt.data.from_npz` gives; or rows, any pytree of
-        arrays of equal length; or rows by split, `{"train": rows, "valid": rows, "test": rows}`; or None. Splits
-        that are not given are cut from the training rows; see `outeropt.data.from_arrays`.
+        arrays of equal length; or rows by split, `{"train": rows, "valid": rows, "test": rows}`; or None.
+        Splits that are not given are cut from the training rows; see `outeropt.data.from_arrays`.
       name: the task's name in stores and reports.
       batch_size: rows in a batch, if `data` are rows.
 

@@ -18,21 +18,39 @@ from outeropt.tasks.image_classifier import Images, builders
 from outeropt.tasks.image_mlp import ImageMLP
 from outeropt.tasks.layers import mlp
 from outeropt.tasks.losses import bernoulli_cost
+from outeropt.tree import size
 
 
 class WholeData(eqx.Module):
-    """Full batches: every batch of a split is the whole split.
+    """Full batches: every batch of a split is the whole split, made as long as the longest split.
 
     Attributes:
-      splits: for each of train, valid and test a pytree of arrays with equal leading axes (rows).
+      splits: for each of train, valid and test a dictionary of arrays with equal leading axes (rows). One is
+        `weight`: 1 / (rows of the split), and 0 for the rows of zeros that make splits equally long.
     """
 
-    splits: dict[str, PyTree[Array]]
+    splits: dict[str, dict[str, Array]]
 
-    def batch(self, split: Split, key: PRNGKeyArray) -> PyTree[Array]:
+    def batch(self, split: Split, key: PRNGKeyArray) -> dict[str, Array]:
         """All rows of a split, in order."""
         del key
         return self.splits[split]
+
+
+def whole(splits: dict[str, dict[str, Array]]) -> WholeData:
+    """Full batches of rows by split."""
+    longest = max(map(size, splits.values()))
+
+    def padded(leaf):
+        return jnp.pad(leaf, [(0, longest - leaf.shape[0]), *[(0, 0)] * (leaf.ndim - 1)])
+
+    return WholeData(
+        {
+            split: {name: padded(leaf) for name, leaf in rows.items()}
+            | {"weight": padded(jnp.full(size(rows), 1 / size(rows), jnp.float32))}
+            for split, rows in splits.items()
+        }
+    )
 
 
 class TableRegression(Task):
@@ -60,7 +78,9 @@ class TableRegression(Task):
 
     def loss(self, params, state, batch, key):
         """Mean squared error, in units of the target's variance; no metrics."""
-        return jnp.mean(jnp.square(mlp(params, batch["x"], jax.nn.relu) - batch["y"])), (state, {})
+        squares = jnp.square(mlp(params, batch["x"], jax.nn.relu) - batch["y"])[:, 0]
+        weighted = "weight" in batch
+        return jnp.sum(batch["weight"] * squares) if weighted else jnp.mean(squares), (state, {})
 
     def batch(self, split: Split, key: PRNGKeyArray) -> PyTree[Array]:
         """Rows of one split."""
@@ -158,7 +178,7 @@ def _rows(key: PRNGKeyArray, rows: int, scales: Float[Array, " features"]) -> tu
 
 def _uci(name: str, dataset: str, hidden: tuple[int, ...], batch_size: int | None) -> TableRegression:
     splits = data.table(f"uci_{dataset}")
-    rows = WholeData(splits) if batch_size is None else ArrayData(splits, batch_size)
+    rows = whole(splits) if batch_size is None else ArrayData(splits, batch_size)
     return TableRegression(name, rows, hidden)
 
 

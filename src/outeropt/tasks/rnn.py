@@ -151,9 +151,7 @@ class RNNLM(Task):
                 jnp.broadcast_to(params["initial"][layer, i][None], (obs.shape[0], self.hidden))
                 for i in range(cell.carries)
             )
-            x = jax.lax.scan(step, start, linear(x, params["w_in"][layer], params["bias"][layer]), unroll=4)[
-                1
-            ]
+            x = jax.lax.scan(step, start, linear(x, params["w_in"][layer], params["bias"][layer]))[1]
         return linear(x.swapaxes(0, 1), params["head"], params["head_bias"])
 
     def batch(self, split: Split, key: PRNGKeyArray) -> dict[str, Int[Array, "batch length"]]:

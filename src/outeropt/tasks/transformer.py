@@ -84,12 +84,11 @@ class TransformerLM(Task):
         self, params: dict[str, Array], obs: Int[Array, "batch length"], key: PRNGKeyArray | None
     ) -> Float[Array, "batch length vocabulary"]:
         """Scores of the next token after each token; without a key there is no dropout."""
-        use_key = key is not None and self.dropout > 0
         scale, offset = params["norm_scale"], params["norm_offset"]
         blocks = {name: params[name] for name in ("qkv", "out", "up", "down")}
         blocks["scale"] = scale[:-1].reshape(self.layers, 2, self.width)
         blocks["offset"] = offset[:-1].reshape(self.layers, 2, self.width)
-        keys = jax.random.split(key, (self.layers + 1, 2)) if use_key else None
+        keys = jax.random.split(key, (self.layers + 1, 2)) if key is not None and self.dropout else None
 
         def drop(x, key):
             return dropout(x, self.dropout, key)

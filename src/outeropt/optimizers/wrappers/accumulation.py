@@ -29,10 +29,10 @@ class AccumulateState(NamedTuple):
 
 
 class Accumulate(Wrapper):
-    """Lets the inner optimizer step at every `every`-th step only, with the mean of the gradients since its last.
+    """Lets the inner optimizer step at every `every`-th step only, with the mean gradient since its last.
 
-    Between its steps the updates are zero and its state does not change. Of the context it sees what belongs to
-    the step at hand, not a mean.
+    Between its steps the updates are zero and its state does not change. Of the context it sees what belongs
+    to the step at hand, not a mean.
 
     Attributes:
       inner: the optimizer inside; its `num_steps` is divided by `every`.

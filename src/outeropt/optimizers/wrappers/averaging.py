@@ -31,9 +31,9 @@ class AverageState(NamedTuple):
 class Averaged(Wrapper):
     """Leaves training alone and evaluates at an average of the parameters.
 
-    After step `t` (from 1), `average += max(1 - decay, 1 / t) * (params - average)`: the plain mean of the first
-    `1 / (1 - decay)` iterates, then an exponential moving average; with `decay = 1` the plain mean throughout
-    (Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992).
+    After step `t` (from 1), `average += max(1 - decay, 1 / t) * (params - average)`: the plain mean of the
+    first `1 / (1 - decay)` iterates, then an exponential moving average; with `decay = 1` the plain mean
+    throughout (Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992).
 
     Attributes:
       inner: the optimizer inside.
@@ -71,8 +71,8 @@ class Averaged(Wrapper):
 class Lookahead(Wrapper):
     """Every `sync_period` steps moves slow weights towards the parameters, and the parameters back to them.
 
-    `slow += slow_step_size * (fast - slow); fast = slow` (Zhang et al., "Lookahead Optimizer: k steps forward,
-    1 step back", 2019, arXiv 1907.08610, algorithm 1). The slow weights are evaluated.
+    `slow += slow_step_size * (fast - slow); fast = slow` (Zhang et al., "Lookahead Optimizer: k steps
+    forward, 1 step back", 2019, arXiv 1907.08610, algorithm 1). The slow weights are evaluated.
 
     Attributes:
       inner: the optimizer inside, which takes the fast steps; its state is not reset.

@@ -14,7 +14,8 @@ from outeropt.space import Space
 class Wrapper(Optimizer):
     """An optimizer around another one. Leaves of the inner one are called `inner.learning_rate` and so on.
 
-    Subclasses that keep a state of their own put the inner one in its field `inner` and say so in `inner_state`.
+    Subclasses that keep a state of their own put the inner one in its field `inner` and say so in
+    `inner_state`.
     """
 
     inner: eqx.AbstractVar[Optimizer]

@@ -47,10 +47,10 @@ class ClipByValue(Wrapper):
 
 
 class ClipByGlobalNorm(Wrapper):
-    """Gives the inner optimizer gradients scaled down to a Euclidean norm of at most `max_norm`, all leaves together.
+    """Gives the inner optimizer gradients scaled down to a norm of at most `max_norm`, all leaves together.
 
-    Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2012, arXiv 1211.5063,
-    algorithm 1. The context is passed on as it is: `grad` there stays the raw gradient.
+    Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2012, arXiv
+    1211.5063, algorithm 1. The context is passed on as it is: `grad` there stays the raw gradient.
 
     Attributes:
       inner: the optimizer inside.

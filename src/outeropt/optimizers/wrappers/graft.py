@@ -17,7 +17,7 @@ class GraftState(NamedTuple):
 
 
 class Graft(Optimizer):
-    """The update of `direction`, scaled to the Euclidean norm of the update of `magnitude`, all leaves together.
+    """The update of `direction`, scaled to the norm of the update of `magnitude`, all leaves together.
 
     `u = d * |m| / |d|` (Agarwal et al., "Disentangling Adaptive Gradient Methods from Learning Rates", 2020,
     arXiv 2002.11803, algorithm 1, globally rather than layer by layer). Where `d` is zero, so is `u`.
@@ -47,4 +47,7 @@ class Graft(Optimizer):
 
     @property
     def spaces(self) -> dict[str, Space]:
-        return {**prefixed("magnitude", self.magnitude.spaces), **prefixed("direction", self.direction.spaces)}
+        return {
+            **prefixed("magnitude", self.magnitude.spaces),
+            **prefixed("direction", self.direction.spaces),
+        }

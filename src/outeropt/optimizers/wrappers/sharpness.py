@@ -16,8 +16,8 @@ from outeropt.space import Space
 class SharpnessAware(Wrapper):
     """Gives the inner optimizer the gradient at the worst point nearby, `params + rho * g / |g|`.
 
-    Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", 2020, arXiv 2010.01412,
-    algorithm 1. Needs `value_fn` and costs a second gradient on the same minibatch.
+    Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", 2020, arXiv
+    2010.01412, algorithm 1. Needs `value_fn` and costs a second gradient on the same minibatch.
 
     Attributes:
       inner: the optimizer inside.

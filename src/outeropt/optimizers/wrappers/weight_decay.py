@@ -15,8 +15,8 @@ from outeropt.space import Space
 class WeightDecay(Wrapper):
     """Optimizes `loss + weight_decay / 2 * |params|^2` (L2 regularisation).
 
-    The inner optimizer sees the gradient `g + weight_decay * params`, and `value`, `grad` and `value_fn` of the same
-    regularised loss.
+    The inner optimizer sees the gradient `g + weight_decay * params`, and `value`, `grad` and `value_fn` of
+    the same regularised loss.
 
     Attributes:
       inner: the optimizer inside.
@@ -43,19 +43,17 @@ class WeightDecay(Wrapper):
         if context.get("value_fn") is not None:
             loss = context["value_fn"]
             context["value_fn"] = lambda point: loss(point) + self._penalty(point)
-        return self.inner.update(
-            add_scaled(grads, self.weight_decay, params), state, params, **context
-        )
+        return self.inner.update(add_scaled(grads, self.weight_decay, params), state, params, **context)
 
     def _penalty(self, params: Params) -> Float[Array, ""]:
         return 0.5 * self.weight_decay * squared_norm(params)
 
 
 class DecoupledWeightDecay(Wrapper):
-    """Shrinks the parameters by the factor `1 - weight_decay` at each step, beside the inner optimizer's update.
+    """Shrinks the parameters by the factor `1 - weight_decay` at each step, beside the inner update.
 
-    Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2017, arXiv 1711.05101, eq. 1. (optax's `adamw`
-    multiplies its weight decay by the learning rate; this one does not.)
+    Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2017, arXiv 1711.05101, eq. 1. (optax's
+    `adamw` multiplies its weight decay by the learning rate; this one does not.)
 
     Attributes:
       inner: the optimizer inside.
