@@ -64,6 +64,7 @@ def run_python(page: Path) -> None:
 def test_python_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    write_titled(page)
     with contextlib.redirect_stdout(io.StringIO()):
         run_python(page)
 
@@ -186,7 +187,7 @@ def test_the_site_builds_and_needs_no_other_server(tmp_path):
     for needed in ("mkdocs", "material", "mkdocstrings", "latex2mathml"):
         pytest.importorskip(needed, exc_type=ImportError)
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
         cwd=ROOT,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,

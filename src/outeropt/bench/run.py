@@ -1,8 +1,13 @@
 """Running hyperparameter sets on tasks, into a store."""
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Sequence
+import queue
+from collections.abc import Callable, Mapping, Sequence
 
+import jax
+
+from outeropt import tasks
 from outeropt._sweep import sweep
 from outeropt.bench.sets import HyperparameterSet
 from outeropt.store import Archive, Store
@@ -14,6 +19,7 @@ def run(
     sets: Sequence[HyperparameterSet],
     store: Store,
     report: Callable[[float], None] | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> list[Archive]:
     """Runs what the store does not have yet of some sets on a task.
 
@@ -25,6 +31,7 @@ def run(
       sets: the sets.
       store: where trials are kept, and looked up first.
       report: called with the number of trials that a piece of work was worth.
+      devices: devices that share the lanes; None takes all local ones.
 
     Returns:
       One archive per set, in order.
@@ -35,7 +42,7 @@ def run(
     for group in together.values():
         optimizers = [optimizer for item in group for optimizer in item.optimizers()]
         common = {"seeds": group[0].seeds, "store": store, "optimizer_name": group[0].optimizer}
-        sweep(task, optimizers, report=report, **common, **_protocol(group[0]))
+        sweep(task, optimizers, report=report, devices=devices, **common, **_protocol(group[0]))
     return [
         sweep(
             task,
@@ -48,6 +55,48 @@ def run(
         )
         for item in sets
     ]
+
+
+def run_all(
+    plan: Mapping[str, Sequence[HyperparameterSet]],
+    store: Store,
+    report: Callable[[float], None] | None = None,
+) -> list[Archive]:
+    """Runs sets on many tasks, each optimizer and task on a device of its own.
+
+    One program compiles while another runs: with many small programs that is quicker than all devices on one.
+
+    Args:
+      plan: the sets of each task, by task name.
+      store: where trials are kept, and looked up first.
+      report: as in `run`.
+
+    Returns:
+      The archives, task by task, in order.
+    """
+    free: queue.SimpleQueue[jax.Device] = queue.SimpleQueue()
+    for device in jax.local_devices():
+        free.put(device)
+    jobs = []
+    for name, sets in plan.items():
+        task = tasks.get(name)
+        by_optimizer: dict[str, list[HyperparameterSet]] = {}
+        for item in sets:
+            by_optimizer.setdefault(item.optimizer, []).append(item)
+        jobs += [(task, group) for group in by_optimizer.values()]
+
+    def work(job: tuple[Task, Sequence[HyperparameterSet]]) -> list[Archive]:
+        device = free.get()
+        try:
+            return run(*job, store, report, [device])
+        finally:
+            free.put(device)
+
+    pool = concurrent.futures.ThreadPoolExecutor(len(jax.local_devices()))
+    try:
+        return [archive for archives in pool.map(work, jobs) for archive in archives]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def trials(sets: Sequence[HyperparameterSet]) -> int:

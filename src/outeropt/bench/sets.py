@@ -115,7 +115,7 @@ def _published() -> dict[str, HyperparameterSet]:
     return found
 
 
-def _learning_rate(optimizer: str) -> HyperparameterSet | None:
+def tuned(optimizer: str) -> HyperparameterSet | None:
     """`<optimizer>-lr`; None for an optimizer without a learning rate."""
     from outeropt import optimizers
 
@@ -146,8 +146,8 @@ def names(pattern: str | None = None) -> list[str]:
 
     found = list(_published())
     for optimizer in optimizers.names():
-        learning_rate = _learning_rate(optimizer)
-        found += [learning_rate.name] if learning_rate else []
+        grid = tuned(optimizer)
+        found += [grid.name] if grid else []
         found.append(_default(optimizer).name)
     return [name for name in found if pattern is None or fnmatch.fnmatchcase(name, pattern)]
 
@@ -182,7 +182,7 @@ def _generated(name: str, optimizer: str, kind: str) -> HyperparameterSet:
         optimizers.get(optimizer)
     except UnknownName:
         raise unknown_name("hyperparameter set", name, names(), see="outeropt list sets") from None
-    found = _learning_rate(optimizer) if kind == "lr" else _default(optimizer)
+    found = tuned(optimizer) if kind == "lr" else _default(optimizer)
     if found is None:
         raise UnknownName(f"{optimizer} has no learning rate to search; use {optimizer}-default.")
     return found

@@ -43,6 +43,9 @@ def parse(verb: str, config_class: type[C], words: Sequence[str]) -> C:
         if "hyperparameters" not in _fields(config_class):
             raise ConfigError(f"outeropt {verb} takes no {_OPTION}* options.")
         given["hyperparameters"] = {**given.get("hyperparameters", {}), **hyperparameters}
+    # tyro would add to the list of a file; a flag replaces it.
+    flags = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    given = {name: value for name, value in given.items() if not (isinstance(value, tuple) and name in flags)}
     default = _default(config_class, given)
     out, err = io.StringIO(), io.StringIO()
     try:

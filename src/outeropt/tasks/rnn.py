@@ -183,6 +183,8 @@ def _build(
 
 # Dataset, core, hidden units, embedding, sequence length, batch size, and layers if more than one.
 _TABLE = {
+    "RNNLM_Markov16_GRU32_seq16": ("markov16", "GRU", 32, 16, 16, 32),
+    "RNNLM_Markov16_LSTM32_seq16": ("markov16", "LSTM", 32, 16, 16, 32),
     "RNNLM_Markov16_VanillaRNN64_seq32": ("markov16", "VanillaRNN", 64, 32, 32, 64),
     "RNNLM_Markov16_IRNN64_seq32": ("markov16", "IRNN", 64, 32, 32, 64),
     "RNNLM_Markov16_GRU64_seq32": ("markov16", "GRU", 64, 32, 32, 64),

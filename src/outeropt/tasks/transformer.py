@@ -143,6 +143,7 @@ def _build(
 
 # Dataset, layers, width, heads, sequence length, batch size, and dropout if any.
 _TABLE = {
+    "TransformerLM_Markov16_1layer_16width_seq16": ("markov16", 1, 16, 2, 16, 32),
     "TransformerLM_Markov16_1layer_32width": ("markov16", 1, 32, 4, 32, 64),
     "TransformerLM_Markov16_2layer_64width": ("markov16", 2, 64, 4, 32, 64),
     "TransformerLM_TinyShakespeare_1layer_32width": ("tinyshakespeare", 1, 32, 4, 32, 32),

@@ -1,0 +1,105 @@
+"""Suites: which optimizers meet on which tasks, and for how long."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from outeropt.bench import sets
+from outeropt.bench.sets import HyperparameterSet
+from outeropt.errors import unknown_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A leaderboard's tasks and contestants.
+
+    Attributes:
+      name: the suite's name.
+      steps: inner steps by task name.
+      optimizers: names of the contestants, wrapped names (`clip:adam`) included.
+      seeds: seeds per setting.
+    """
+
+    name: str
+    steps: Mapping[str, int]
+    optimizers: tuple[str, ...]
+    seeds: int = 3
+
+    def plan(self, optimizers: Sequence[str] = ()) -> dict[str, list[HyperparameterSet]]:
+        """The sets of each task: every contestant tuned (if it has a learning rate) and as is.
+
+        Args:
+          optimizers: other contestants than the suite's own.
+
+        Raises:
+          UnknownName: no such optimizer.
+        """
+        plan = {}
+        for task, steps in self.steps.items():
+            plan[task] = [
+                dataclasses.replace(item, steps=steps, eval_every=max(1, steps // 50), seeds=self.seeds)
+                for optimizer in optimizers or self.optimizers
+                for item in contestant(optimizer)
+            ]
+        return plan
+
+
+def contestant(optimizer: str) -> list[HyperparameterSet]:
+    """The sets with which an optimizer plays: tuned, if it has a learning rate, and as is."""
+    as_is = sets.get(f"{optimizer}-default")
+    tuned = sets.tuned(optimizer)
+    return [tuned, as_is] if tuned else [as_is]
+
+
+_OPTIMIZERS = (
+    "sgd",
+    "momentum",
+    "adam",
+    "adamw",
+    "nadamw_cosine",
+    "lion",
+    "muon",
+    "prodigy",
+    "schedule_free_adamw",
+    "dog",
+)
+
+SUITES = {
+    suite.name: suite
+    for suite in (
+        Suite(
+            "bundled",
+            {
+                "ImageMLP_Digits_Relu32": 500,
+                "ImageMLPAE_Digits_32x8x32_bs128": 300,
+                "RNNLM_Markov16_GRU32_seq16": 200,
+                "TransformerLM_Markov16_1layer_16width_seq16": 200,
+                "Logistic_20_noisy_cond100": 500,
+                "Function_Rosenbrock": 500,
+            },
+            _OPTIMIZERS,
+        ),
+        Suite(
+            "real",
+            {
+                "ImageMLP_FashionMnist8_Relu32": 2000,
+                "Conv_Cifar10_8_16x32": 1000,
+                "ImageMLPAE_Mnist_128x32x128_bs128": 500,
+                "RNNLM_TinyShakespeare_LSTM64_seq32": 500,
+                "TransformerLM_TinyShakespeare_1layer_32width": 500,
+                "UCI_Energy": 2000,
+            },
+            (*_OPTIMIZERS, "rmsprop", "radam", "lamb", "dowg", "mechanic_adamw", "sophia"),
+        ),
+    )
+}
+
+
+def get(name: str) -> Suite:
+    """A suite by name.
+
+    Raises:
+      UnknownName: no such suite.
+    """
+    if name not in SUITES:
+        raise unknown_name("suite", name, SUITES)
+    return SUITES[name]
