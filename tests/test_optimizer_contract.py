@@ -92,7 +92,8 @@ def test_replace_changes_a_copy(pair):
     changed = heavy.replace(learning_rate=0.5)
     assert values(changed) == {"learning_rate": 0.5, "decay": 0.9} and values(heavy)["learning_rate"] == 0.1
     assert changed.learning_rate.dtype == jnp.float32 and changed.label == "heavy"
-    assert values(heavy.replace({"decay": 0.6}, learning_rate=1)) == {"learning_rate": 1.0, "decay": 0.6}
+    both = heavy.replace({"decay": 0.6}, learning_rate=1)
+    assert values(both) == {"learning_rate": 1.0, "decay": 0.6} and both.learning_rate.dtype == jnp.float32
     assert heavy.replace().learning_rate is heavy.learning_rate
     both = pair.replace({"first.decay": 0.6, "second.learning_rate": 0.3})
     assert values(both) == {
@@ -112,8 +113,8 @@ def test_the_end_of_a_dotted_name_is_enough_when_it_is_unique(pair):
     leaves = {"decay": 1, "first.decay": 2}
     assert resolve("decay", leaves) == "decay"  # the whole name wins
     assert resolve("first.decay", leaves) == "first.decay"
-    with pytest.raises(UnknownName):
-        resolve("cay", leaves)  # an ending, but not of a dotted part
+    with pytest.raises(UnknownName, match="No hyperparameter is called 'cay'"):
+        resolve("cay", {"first.decay": 2})  # an ending, but not a whole part
 
 
 def test_wrong_names_and_values_are_told(pair):

@@ -79,14 +79,14 @@ class AtZero(Optimizer):
 
 
 # A task whose losses are the batches that it saw: the mean of row numbers, whatever the parameters.
-ROWS = 4096
+ROWS, NOISE = 4096, 100_000
 
 
 @functools.cache
 def row_numbers():
     def loss(params, batch, key):
         mean = jnp.mean(batch["row"])
-        noise = 0.0 if key is None else 1000.0
+        noise = 0.0 if key is None else NOISE
         return mean + noise + 0.0 * params["w"], {"keyless": jnp.float32(key is None)}
 
     def rows(first):
@@ -94,7 +94,7 @@ def row_numbers():
 
     data = {"train": rows(0), "valid": rows(10_000), "test": rows(20_000)}
     return tasks.from_functions(
-        init=lambda key: {"w": jnp.zeros(())}, loss=loss, data=data, batch_size=2, name="rows"
+        init=lambda key: {"w": jax.random.uniform(key)}, loss=loss, data=data, batch_size=2, name="rows"
     )
 
 
@@ -232,9 +232,10 @@ def test_what_is_offered_to_the_optimizer():
     assert seen["steps"] == 3 and seen["step"] == 2
     # Loss and closure see the minibatch of the step, with its dropout key; validation has none.
     assert seen["value"] == seen["value_fn"] == float(run.curves["inner/loss"][-1])
-    assert 1000 <= seen["value"] < 1000 + ROWS
+    assert NOISE <= seen["value"] < NOISE + ROWS
     assert 10_000 <= seen["valid_fn"] < 10_000 + ROWS
     assert seen["shift"] == 0.0  # `grad` is the gradient
+    assert seen["init_draw"] != float(run.state.params["w"])  # the task draws from another key
     # Every step has randomness of its own, and so has every seed.
     optimizer, step, draws = Descent(jnp.float32(0.1)), eqx.filter_jit(inner_step), []
     state = start(row_numbers(), optimizer, KEY, 3)
@@ -246,6 +247,16 @@ def test_what_is_offered_to_the_optimizer():
     assert float(other.opt["init_draw"]) != seen["init_draw"]
 
 
+class Wide(AtZero):
+    """Gives float32 updates, whatever the parameters are."""
+
+    def update(self, grads, state, params, **context: Any):
+        return jax.tree.map(lambda g: -self.learning_rate * g.astype(jnp.float32), grads), state
+
+    def eval_params(self, state, params):
+        return params
+
+
 def test_parameters_keep_their_type():
     def loss(params):
         return jnp.sum((params["w"] - 1).astype(jnp.float32) ** 2) + params["b"] ** 2
@@ -253,7 +264,7 @@ def test_parameters_keep_their_type():
     narrow = tasks.from_functions(
         init=lambda key: {"w": jnp.zeros(3, jnp.bfloat16), "b": jnp.ones(())}, loss=loss, name="narrow"
     )
-    run = train(narrow, optimizers.get("sgd", learning_rate=0.1), key=KEY, steps=4)
+    run = train(narrow, Wide(jnp.float32(0.1)), key=KEY, steps=4)
     assert run.state.params["w"].dtype == jnp.bfloat16 and run.state.params["b"].dtype == jnp.float32
     assert float(run.curves["train/loss"][-1]) < 1.0
 
@@ -284,7 +295,7 @@ def test_training_batches_do_not_depend_on_the_cadence():
 
 def test_evaluation_draws_its_own_batches_from_every_split():
     curves = rows_run().curves
-    trained = np.asarray(curves["inner/loss"])[1:] - 1000
+    trained = np.asarray(curves["inner/loss"])[1:] - NOISE
     evaluated = {split: np.asarray(curves[f"{split}/loss"]) for split in ("train", "valid", "test")}
     assert np.isin(trained, evaluated["train"]).sum() <= 1
     for first, split in enumerate(("train", "valid", "test")):
@@ -299,7 +310,7 @@ def test_evaluation_has_no_key_and_training_has():
     for split in ("train", "valid", "test"):
         assert (np.asarray(curves[f"{split}/keyless"]) == 1).all()
         assert (np.asarray(curves[f"{split}/loss"]) % 10_000 < ROWS).all()  # no noise
-    assert (np.asarray(curves["inner/loss"])[1:] >= 1000).all()
+    assert (np.asarray(curves["inner/loss"])[1:] >= NOISE).all()
 
 
 def test_evaluation_averages_over_its_batches(task, adam):

@@ -85,7 +85,7 @@ import equinox as eqx, jax, jax.numpy as jnp, numpy as np
 from outeropt import optimizers, tasks, tree
 
 scale = {"b": 2.0, "a": (1, "x", None, 3 + 4j, b"z", ...)}
-layers = {"one", "two", "three", "four"}
+layers = {str(i) for i in range(50)}
 
 def helper(x, *, factor=3):
     return x * factor * scale["b"] + len(layers)
@@ -143,6 +143,8 @@ def test_fingerprints_tell_values_apart():
         x.reshape(3, 2),
         x + np.float32(1e-6),
         -x,
+        np.zeros(2, np.float32),
+        np.zeros(2, np.int32),
         [x],
         (x,),
         {"x": x},

@@ -14,7 +14,7 @@ class Suite:
 
     Attributes:
       name: the suite's name.
-      steps: inner steps by task name.
+      steps: inner steps by task name, multiples of 20.
       optimizers: names of the contestants, wrapped names (`clip:adam`) included.
       seeds: seeds per setting.
     """
@@ -36,11 +36,15 @@ class Suite:
         plan = {}
         for task, steps in self.steps.items():
             plan[task] = [
-                dataclasses.replace(item, steps=steps, eval_every=max(1, steps // 50), seeds=self.seeds)
+                dataclasses.replace(item, **_LIGHT, steps=steps, eval_every=steps // 20, seeds=self.seeds)
                 for optimizer in optimizers or self.optimizers
                 for item in contestant(optimizer)
             ]
         return plan
+
+
+# Evaluation on three splits is soon dearer than training: twenty points suffice for a table and a picture.
+_LIGHT = {"eval_batches": 3, "last_eval_batches": 10}
 
 
 def contestant(optimizer: str) -> list[HyperparameterSet]:

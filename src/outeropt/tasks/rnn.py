@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from outeropt.errors import ConfigError, unknown_name
 from outeropt.task import Split, Task
-from outeropt.tasks.language import MarkovData, TokenData, embed, next_token_loss, source
+from outeropt.tasks.language import TokenData, embed, next_token_loss, source
 from outeropt.tasks.layers import fan_in_normal, linear
 
 
@@ -93,7 +93,7 @@ class RNNLM(Task):
     """
 
     name: str = eqx.field(static=True)
-    data: TokenData | MarkovData
+    data: TokenData
     vocabulary: int = eqx.field(static=True)
     core: str = eqx.field(static=True)
     hidden: int = eqx.field(static=True)
@@ -183,8 +183,8 @@ def _build(
 
 # Dataset, core, hidden units, embedding, sequence length, batch size, and layers if more than one.
 _TABLE = {
-    "RNNLM_Markov16_GRU32_seq16": ("markov16", "GRU", 32, 16, 16, 32),
-    "RNNLM_Markov16_LSTM32_seq16": ("markov16", "LSTM", 32, 16, 16, 32),
+    "RNNLM_Markov16_GRU32_seq16": ("markov16", "GRU", 32, 16, 16, 16),
+    "RNNLM_Markov16_LSTM32_seq16": ("markov16", "LSTM", 32, 16, 16, 16),
     "RNNLM_Markov16_VanillaRNN64_seq32": ("markov16", "VanillaRNN", 64, 32, 32, 64),
     "RNNLM_Markov16_IRNN64_seq32": ("markov16", "IRNN", 64, 32, 32, 64),
     "RNNLM_Markov16_GRU64_seq32": ("markov16", "GRU", 64, 32, 32, 64),

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from outeropt.errors import ConfigError
 from outeropt.task import Split, Task
-from outeropt.tasks.language import MarkovData, TokenData, embed, next_token_loss, source
+from outeropt.tasks.language import TokenData, embed, next_token_loss, source
 from outeropt.tasks.layers import dropout, fan_in_normal
 from outeropt.tasks.norms import layer_norm
 
@@ -38,7 +38,7 @@ class TransformerLM(Task):
     """
 
     name: str = eqx.field(static=True)
-    data: TokenData | MarkovData
+    data: TokenData
     vocabulary: int = eqx.field(static=True)
     width: int = eqx.field(static=True)
     heads: int = eqx.field(static=True)
@@ -143,7 +143,7 @@ def _build(
 
 # Dataset, layers, width, heads, sequence length, batch size, and dropout if any.
 _TABLE = {
-    "TransformerLM_Markov16_1layer_16width_seq16": ("markov16", 1, 16, 2, 16, 32),
+    "TransformerLM_Markov16_1layer_16width_seq16": ("markov16", 1, 16, 2, 16, 16),
     "TransformerLM_Markov16_1layer_32width": ("markov16", 1, 32, 4, 32, 64),
     "TransformerLM_Markov16_2layer_64width": ("markov16", 2, 64, 4, 32, 64),
     "TransformerLM_TinyShakespeare_1layer_32width": ("tinyshakespeare", 1, 32, 4, 32, 32),
