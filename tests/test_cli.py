@@ -272,6 +272,10 @@ def test_files_may_come_one_by_one_and_anywhere(folder):
         config = parse("train", TrainConfig, words)
         assert (config.task, config.steps) == ("a", 2)
     assert parse("train", TrainConfig, ["-c", "b.yaml", "a.yaml"]).steps == 1
+    (folder / "c.yaml").write_text("task: a\nhyperparameters: {x: 1, y: 2}\n")
+    (folder / "d.yaml").write_text("hyperparameters: {y: 3}\n")
+    config = parse("train", TrainConfig, ["-c", "c.yaml", "d.yaml", "--optimizer.z", "4"])
+    assert config.hyperparameters == {"x": 1, "y": 3, "z": 4}
     (folder / "empty.yaml").write_text("")
     assert parse("train", TrainConfig, ["-c", "empty.yaml", "--task", "t"]) == TrainConfig("t")
 
@@ -397,12 +401,10 @@ def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):
     assert "the same command goes on" in capsys.readouterr().err
 
 
-def test_a_reader_may_stop_reading():
-    with subprocess.Popen(
-        [sys.executable, "-m", "outeropt.cli.main", "list", "sets"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as child:
+@pytest.mark.parametrize("what", ["sets", "data"])  # more than a buffer holds, and less
+def test_a_reader_may_stop_reading(what):
+    words = [sys.executable, "-m", "outeropt.cli.main", "list", what]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         child.stdout.close()  # as `| head` does
         told = child.stderr.read()
     assert (child.returncode, told) == (0, b"")

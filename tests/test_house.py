@@ -1,6 +1,7 @@
 """The house rules: floors import downwards only, rooms of one floor keep apart, files stay small."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def rooms_imported(path: Path, text: str) -> set[str]:
     return found
 
 
+@functools.cache
 def arrows() -> dict[tuple[str, str], str]:
     """Which room imports which, with a file that does."""
     found = {}

@@ -116,15 +116,16 @@ def test_one_by_one_equals_vectorized(task, adam, monkeypatch):
     options = {"seeds": 2, "steps": 20, "eval_every": 10}
     settings = grid(adam, learning_rate=RATES)
     wide = sweep(task, settings, **options)
-    monkeypatch.setattr(plan, "_lane_map", lambda task: one_by_one)
+    monkeypatch.setattr(plan, "_lane_map", lambda *_: one_by_one)
     narrow = sweep(task, settings, **options)
     for name, curve in wide.curves.items():
         np.testing.assert_allclose(curve, narrow.curves[name], rtol=2e-6, atol=1e-6, err_msg=name)
 
 
 def test_convolutions_are_mapped_one_by_one(task):
-    assert plan._lane_map(tasks.get("Conv_Digits_16x32")) is one_by_one
-    assert plan._lane_map(task) is vectorized
+    assert plan._lane_map(tasks.get("Conv_Digits_16x32"), "cpu") is one_by_one
+    assert plan._lane_map(tasks.get("Conv_Digits_16x32"), "gpu") is vectorized
+    assert plan._lane_map(task, "cpu") is vectorized
 
 
 def test_a_list_may_mix_structures(task, adam):

@@ -48,7 +48,7 @@ def unknown_name(kind: str, given: str, names: Iterable[str], see: str = "") -> 
       kind: what the name stands for, such as `"task"`.
       given: the name as the user wrote it.
       names: every name that exists.
-      see: the command that lists them.
+      see: the command that lists them, or the names themselves where they are few.
     """
     close = near_misses(given, names)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""

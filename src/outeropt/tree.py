@@ -21,6 +21,10 @@ _CODE = (type, types.FunctionType, types.MethodType, types.ModuleType, functools
 _STEADY = (*_PLAIN, *_CODE, dict, list, tuple, set, frozenset)
 
 
+# Metadata of a dataclass field that decides no number: labels, search ranges.
+NO_IDENTITY = {"identity": False}
+
+
 def is_array(leaf: Any) -> bool:
     """Whether a leaf is numeric data (a JAX or numpy array)."""
     return isinstance(leaf, jax.Array | np.ndarray | np.generic)
@@ -82,7 +86,8 @@ def fingerprint(value: Any) -> str:
     Equal content gives equal hashes in every process. Arrays count by dtype, shape and bytes; modules and
     dataclasses by class name and fields; functions by name, code, constants, defaults and closure. Functions
     and classes that are neither outeropt's nor of an installed package also count by the functions, classes
-    and values that their code names, so that a change in a helper is a change. Memory addresses never count.
+    and values that their code names, so that a change in a helper is a change. Memory addresses never count,
+    and neither do fields marked with `NO_IDENTITY`.
     """
     digest = hashlib.blake2b(digest_size=16)
     _Feeder(digest.update, {}).feed(value)
@@ -110,8 +115,9 @@ class _Feeder:
         elif dataclasses.is_dataclass(value):
             self.feed(type(value))
             for field in dataclasses.fields(value):
-                self._say(field.name)
-                self.feed(getattr(value, field.name))
+                if field.metadata.get("identity", True):
+                    self._say(field.name)
+                    self.feed(getattr(value, field.name))
         elif isinstance(value, list | tuple | set | frozenset):
             items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
             self._say(f"{type(value).__name__} {len(items)}")

@@ -18,7 +18,7 @@ def use_all_cores(cache: bool = True) -> None:
     """
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         try:
-            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+            jax.config.update("jax_num_cpu_devices", _cores())
         except RuntimeError:
             return  # JAX runs already, with the devices that it has
     if cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -26,3 +26,10 @@ def use_all_cores(cache: bool = True) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _cores() -> int:
+    """Cores that this process may use; macOS cannot tell, and has no smaller allowance than all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -16,9 +16,11 @@ from outeropt.task import Task
 from outeropt.training import start
 
 
-# Measured on two cores: wide vectors pay until the lanes' state leaves the cache (see docs/benchmarks.md).
-_MOST_LANES = 32
-_CACHE_BYTES = 2**22
+# Lanes per device, at the most, and bytes of their training state. Measured on two cores: wide vectors pay until
+# the state leaves the cache (docs/benchmarks.md). A GPU is filled by far more, and is bound by its memory.
+_MOST_LANES = {"cpu": 32}
+_MOST_BYTES = {"cpu": 2**22}
+_ELSEWHERE = 1024, 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +60,17 @@ def layout(
     if lanes != "auto" and lanes < 1:
         raise ConfigError(f"lanes = {lanes} is not allowed; give a positive number or 'auto'.")
     columns = record_names(task, settings[0])
-    per_device = _lanes_per_device(task, settings[0]) if lanes == "auto" else lanes
     devices = tuple(devices)[: len(settings) * len(seeds)]
+    platform = devices[0].platform
+    per_device = _lanes_per_device(task, settings[0], platform) if lanes == "auto" else lanes
     most = per_device * len(devices)
     seed_block = _even(len(seeds), most)
     if len(settings) < len(devices):
         # Too few settings to give every device one: share the seeds instead.
         seed_block = _round_up(min(seed_block, len(seeds)), len(devices))
-        return Block(len(settings), seed_block, devices, _lane_map(task), columns)
+        return Block(len(settings), seed_block, devices, _lane_map(task, platform), columns)
     setting_block = _fitting(len(settings), max(1, most // seed_block), len(devices))
-    return Block(setting_block, seed_block, devices, _lane_map(task), columns)
+    return Block(setting_block, seed_block, devices, _lane_map(task, platform), columns)
 
 
 def chunks(wanted: Sequence[tuple[int, Collection[int]]], block: Block) -> list[Chunk]:
@@ -98,14 +101,15 @@ def is_convolutional(task: Task) -> bool:
     return "conv_general_dilated" in str(jax.make_jaxpr(one)(jax.random.key(0)))
 
 
-def _lane_map(task: Task) -> LaneMap:
-    return one_by_one if is_convolutional(task) else vectorized
+def _lane_map(task: Task, platform: str) -> LaneMap:
+    return one_by_one if platform == "cpu" and is_convolutional(task) else vectorized
 
 
-def _lanes_per_device(task: Task, optimizer: Optimizer) -> int:
+def _lanes_per_device(task: Task, optimizer: Optimizer, platform: str) -> int:
     state = eqx.filter_eval_shape(start, task, optimizer, jax.random.key(0), 1)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    return min(_MOST_LANES, max(1, _CACHE_BYTES // max(1, size)))
+    most, memory = _MOST_LANES.get(platform, _ELSEWHERE[0]), _MOST_BYTES.get(platform, _ELSEWHERE[1])
+    return min(most, max(1, memory // max(1, size)))
 
 
 def _cut(items: Sequence[int], length: int) -> list[tuple[int, ...]]:

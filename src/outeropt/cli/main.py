@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
         module.run(parse(verb, module.Config, rest))
         sys.stdout.flush()
     except OuteroptError as error:
-        print(f"outeropt: {error}", file=sys.stderr)
+        print(f"outeropt: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # Whoever reads has seen enough, as in `outeropt list tasks | head`; Python must not flush at exit.

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -18,8 +19,8 @@ class Config:
     """Only tasks that match this pattern."""
     sets: str = "*"
     """Only sets that match this pattern."""
-    curve: str = "train/loss"
-    """The curve that the ranking scores: train/loss, valid/loss or test/loss."""
+    curve: Literal["train/loss", "valid/loss", "test/loss"] = "train/loss"
+    """The curve that the ranking scores."""
     reference: str | None = None
     """The normalizer: a shipped version, or a .npz file. Default: shipped, else made from these archives."""
     title: str = "Which optimizer wins?"

@@ -73,6 +73,8 @@ def plan_of(config: "SweepConfig") -> Plan:
 
         fixed = {_full_name(name, base) for name in config.hyperparameters}
         free = [name for name in base.spaces if name not in fixed]
+        if not free:
+            raise ConfigError(f"Nothing of {config.optimizer} is left to sample; it has no other spaces.")
         settings = sample(base, config.sample, jax.random.key(0), free)
         varied = [f"sample{config.sample}"]
     else:

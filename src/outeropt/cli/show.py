@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 if TYPE_CHECKING:
-    from outeropt.bench.leaderboard import Leaderboard
+    from outeropt.bench.leaderboard import Leaderboard, Row
     from outeropt.store import Archive
 
 
@@ -89,19 +89,20 @@ def _spread(values) -> str:
 
 
 def show_leaderboard(board: "Leaderboard") -> None:
-    """Prints both rulesets, best first."""
-    for ruleset in ("tuned", "as is"):
-        rows = [
-            [
-                str(place),
-                row.optimizer,
-                f"{row.score:.2f}",
-                f"{row.low:.2f} to {row.high:.2f}",
-                *(f"{row.per_task[task]:.2f}" if task in row.per_task else "-" for task in board.tasks),
-                f"{row.diverged:.0%}" if row.diverged else "",
-            ]
-            for place, row in enumerate(board.rows_of(ruleset), 1)
-        ]
-        if rows:
-            columns = ["", "optimizer", "score ", "95% ", *(f"{task} " for task in board.tasks), "diverged "]
-            show_table(columns, rows, f"{ruleset}: speed-up over {board.reference}, {board.curve}")
+    """Prints the ranking, both rulesets side by side, best first (the report has every task)."""
+    places: dict[str, dict[str, Row]] = {}
+    for row in board.rows:
+        places.setdefault(row.optimizer, {})[row.ruleset] = row
+    rows = []
+    for name, by_ruleset in sorted(
+        places.items(), key=lambda item: -max(row.score for row in item[1].values())
+    ):
+        cells = [name]
+        for ruleset in ("tuned", "as is"):
+            row = by_ruleset.get(ruleset)
+            cells += [f"{row.score:.2f}", f"{row.low:.2f} to {row.high:.2f}"] if row else ["-", ""]
+        worst = max(row.diverged for row in by_ruleset.values())
+        rows.append([*cells, f"{worst:.0%}" if worst else ""])
+    columns = ["optimizer", "tuned ", "95% ", "as is ", "95% ", "diverged "]
+    title = f"Speed-up over the tuned reference {board.reference}: {board.curve}, {len(board.tasks)} tasks"
+    show_table(columns, rows, title)

@@ -2,7 +2,7 @@
 
 from outeropt.optimizers.nadamw import NAdamW
 from outeropt.optimizers.opt_list import opt_list
-from outeropt.optimizers.optax_optimizer import OptaxOptimizer, from_optax
+from outeropt.optimizers.optax_optimizer import OptaxOptimizer, from_optax, static_arguments
 from outeropt.optimizers.registry import Description, describe, get, names, prefixes
 from outeropt.optimizers.schedules import (
     Constant,
@@ -56,4 +56,5 @@ __all__ = [
     "names",
     "opt_list",
     "prefixes",
+    "static_arguments",
 ]
