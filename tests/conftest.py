@@ -6,7 +6,9 @@ from pathlib import Path
 
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "outeropt-test-programs"))
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "outeropt-test-programs")
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("OUTEROPT_CACHE_DIR", tempfile.mkdtemp(prefix="outeropt-test-cache-"))
 os.environ.setdefault("OUTEROPT_OFFLINE", "1")

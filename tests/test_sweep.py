@@ -8,13 +8,13 @@ import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import regression
 
 from outeropt import Store, grid, optimizers, sample, sweep, tasks, train
 from outeropt._sweep import plan, runner
 from outeropt._sweep.lanes import one_by_one, vectorized
 from outeropt._sweep.settings import groups
 from outeropt.errors import ConfigError, OutOfSpace, UnknownName
+from toys import regression
 
 
 RATES = (1e-3, 1e-2, 1e-1)

@@ -347,6 +347,13 @@ def test_what_pytrees_hold_counts():
     class Point:
         x: int
 
+    @dataclasses.dataclass(frozen=True)
+    class Labelled:
+        x: int
+        label: str = dataclasses.field(default="", metadata=tree.NO_IDENTITY)
+
+    assert tree.fingerprint(Labelled(1, "a")) == tree.fingerprint(Labelled(1, "b"))
+    assert tree.fingerprint(Labelled(1, "a")) != tree.fingerprint(Labelled(2, "a"))
     values = [
         Colour.RED,
         Colour.BLUE,

@@ -27,20 +27,35 @@ _NAMES = {
 }
 
 if TYPE_CHECKING:
-    from outeropt import bench as bench, data as data, optimizers as optimizers, tasks as tasks
+    from outeropt import bench as bench
+    from outeropt import data as data
+    from outeropt import optimizers as optimizers
+    from outeropt import tasks as tasks
     from outeropt._sweep import (
         Settings as Settings,
+    )
+    from outeropt._sweep import (
         grid as grid,
+    )
+    from outeropt._sweep import (
         sample as sample,
+    )
+    from outeropt._sweep import (
         sweep as sweep,
+    )
+    from outeropt._sweep import (
         use_all_cores as use_all_cores,
     )
     from outeropt.errors import OuteroptError as OuteroptError
     from outeropt.optimizer import Optimizer as Optimizer
     from outeropt.space import Space as Space
-    from outeropt.store import Archive as Archive, Store as Store
-    from outeropt.task import Task as Task, TaskFamily as TaskFamily
-    from outeropt.training import Run as Run, train as train, unroll as unroll
+    from outeropt.store import Archive as Archive
+    from outeropt.store import Store as Store
+    from outeropt.task import Task as Task
+    from outeropt.task import TaskFamily as TaskFamily
+    from outeropt.training import Run as Run
+    from outeropt.training import train as train
+    from outeropt.training import unroll as unroll
 
 __all__ = ["__version__", *_NAMES, *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -61,8 +61,8 @@ class Task(eqx.Module):
 class TaskFamily(eqx.Module):
     """A distribution over tasks of equal shape, so that lanes and particles can differ in task as well.
 
-    `jax.vmap(lambda key: train(family.task(family.sample(key)), ...))` trains many of them in one program; data
-    that the tasks share live in the family and are not copied.
+    `jax.vmap(lambda key: train(family.task(family.sample(key)), ...))` trains many of them in one program;
+    data that the tasks share live in the family and are not copied.
     """
 
     name: eqx.AbstractVar[str]

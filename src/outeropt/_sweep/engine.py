@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from outeropt import tree
+from outeropt._sweep.lanes import Device
 from outeropt._sweep.plan import Chunk, chunks, layout
 from outeropt._sweep.runner import Protocol, Report, Runner
 from outeropt._sweep.settings import Settings, groups
@@ -20,6 +21,7 @@ from outeropt.training import cadence
 
 # Raise it when the meaning of a trial changes (keys, cadence, evaluation): old trials are then run anew.
 DEFINITION = 1
+
 
 def sweep(
     task: Task,
@@ -34,7 +36,7 @@ def sweep(
     store: Store | None = None,
     set: str | None = None,
     optimizer_name: str = "",
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     report: Report | None = None,
 ) -> Archive:
     """Trains a task with every optimizer and every seed; equal structures share one compiled program.
@@ -75,8 +77,12 @@ def sweep(
         for i, position in enumerate(positions):
             optimizer = tree.fingerprint(settings[i])
             for seed in seed_list:
-                ids[position, seed] = tree.fingerprint((DEFINITION, task_print, optimizer, seed, tuple(protocol)))
-    whole = _Whole(task, optimizer_name, set, protocol, seed_list, [described[i] for i in sorted(described)], ids)
+                ids[position, seed] = tree.fingerprint(
+                    (DEFINITION, task_print, optimizer, seed, tuple(protocol))
+                )
+    whole = _Whole(
+        task, optimizer_name, set, protocol, seed_list, [described[i] for i in sorted(described)], ids
+    )
 
     found: dict[tuple[int, int], Trial] = {}
     if store:

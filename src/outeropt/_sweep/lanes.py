@@ -21,6 +21,8 @@ WINDOWS = 256
 AXIS = "lanes"
 
 Carry = tuple[TrainState, Float[Array, "..."]]
+# jax.Device, which type checkers take for a variable.
+Device = Any
 LaneMap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -60,7 +62,7 @@ class Block(eqx.Module):
 
     settings: int = eqx.field(static=True)
     seeds: int = eqx.field(static=True)
-    devices: tuple[jax.Device, ...] = eqx.field(static=True)
+    devices: tuple[Device, ...] = eqx.field(static=True)
     lane_map: LaneMap = eqx.field(static=True)
     columns: tuple[str, ...] = eqx.field(static=True)
 
@@ -96,10 +98,13 @@ def blank(task: Task, settings: Optimizer, block: Block) -> Carry:
     def one(optimizer):
         return start(task, optimizer, jax.random.key(0), 1), jnp.float32(0)
 
-    shapes = eqx.filter_eval_shape(one, jax.tree.map(lambda leaf: leaf[0] if eqx.is_array(leaf) else leaf, settings))
+    shapes = eqx.filter_eval_shape(
+        one, jax.tree.map(lambda leaf: leaf[0] if eqx.is_array(leaf) else leaf, settings)
+    )
     sharding = NamedSharding(block.mesh, block.specs[2])
     return jax.tree.map(
-        lambda leaf: jnp.zeros((block.seeds, block.settings, *leaf.shape), leaf.dtype, device=sharding), shapes
+        lambda leaf: jnp.zeros((block.seeds, block.settings, *leaf.shape), leaf.dtype, device=sharding),
+        shapes,
     )
 
 

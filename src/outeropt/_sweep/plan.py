@@ -8,7 +8,7 @@ from typing import Literal
 import equinox as eqx
 import jax
 
-from outeropt._sweep.lanes import Block, LaneMap, one_by_one, record_names, vectorized
+from outeropt._sweep.lanes import Block, Device, LaneMap, one_by_one, record_names, vectorized
 from outeropt._sweep.settings import Settings
 from outeropt.errors import ConfigError
 from outeropt.optimizer import Optimizer
@@ -46,7 +46,7 @@ def layout(
     settings: Settings,
     seeds: Sequence[int],
     lanes: int | Literal["auto"],
-    devices: Sequence[jax.Device],
+    devices: Sequence[Device],
 ) -> Block:
     """The block that all chunks of a sweep share.
 

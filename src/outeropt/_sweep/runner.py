@@ -65,7 +65,9 @@ class Runner:
         stacked = self.settings.select(chunk.settings).stacked
         keys = jnp.stack([jax.random.key(seed) for seed in chunk.seeds])
         carry = blank(self.task, stacked, self.block)
-        records = np.zeros((len(chunk.seeds), len(chunk.settings), total + 1, len(self.block.columns)), np.float32)
+        records = np.zeros(
+            (len(chunk.seeds), len(chunk.settings), total + 1, len(self.block.columns)), np.float32
+        )
 
         done, spent, carry, records = self._resume(chunk, partial, carry, records)
         carry, *_ = self._call(stacked, keys, carry, done, 0)  # compiles; no window is done

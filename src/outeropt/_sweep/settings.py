@@ -41,7 +41,9 @@ class Settings(eqx.Module):
             for name, leaf in self.stacked.hyperparameters.items()
             if leaf.ndim == 1 and jnp.issubdtype(leaf.dtype, jnp.number)
         }
-        return tuple({name: _shortest(column[i]) for name, column in columns.items()} for i in range(len(self)))
+        return tuple(
+            {name: _shortest(column[i]) for name, column in columns.items()} for i in range(len(self))
+        )
 
 
 def _take(stacked: Optimizer, index: Any) -> Optimizer:
@@ -61,7 +63,10 @@ def stack(optimizers: Sequence[Optimizer]) -> Settings:
 
 
 def grid(
-    optimizer: Optimizer, values: Mapping[str, int | Iterable[float]] | None = None, /, **keywords: int | Iterable[float]
+    optimizer: Optimizer,
+    values: Mapping[str, int | Iterable[float]] | None = None,
+    /,
+    **keywords: int | Iterable[float],
 ) -> Settings:
     """Every combination of the given hyperparameter values.
 
@@ -95,7 +100,9 @@ def _values(optimizer: Optimizer, name: str, value: int | Iterable[float]) -> tu
     return points
 
 
-def sample(optimizer: Optimizer, count: int, key: PRNGKeyArray, names: Sequence[str] | None = None) -> Settings:
+def sample(
+    optimizer: Optimizer, count: int, key: PRNGKeyArray, names: Sequence[str] | None = None
+) -> Settings:
     """Random settings, each hyperparameter drawn independently from its space.
 
     Args:
@@ -128,13 +135,13 @@ def groups(
     """
     if isinstance(optimizers, Settings):
         return [(list(range(len(optimizers))), optimizers)]
-    given = optimizers if isinstance(optimizers, list | tuple) else [optimizers]
+    given = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
     singles: list[Optimizer] = []
     for item in given:
         singles += [item[i] for i in range(len(item))] if isinstance(item, Settings) else [item]
     if not singles:
         raise ConfigError("Nothing to sweep: the list of optimizers is empty.")
-    by_structure: Mapping[Any, list[int]] = {}
+    by_structure: dict[Any, list[int]] = {}
     for position, optimizer in enumerate(singles):
         arrays, static = eqx.partition(optimizer, eqx.is_array)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays))

@@ -1,15 +1,17 @@
 """Running hyperparameter sets on tasks, into a store."""
 
 import concurrent.futures
-import dataclasses
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 
 from outeropt import tasks
 from outeropt._sweep import sweep
+from outeropt._sweep.lanes import Device
+from outeropt._sweep.runner import Report
 from outeropt.bench.sets import HyperparameterSet
+from outeropt.optimizer import Optimizer
 from outeropt.store import Archive, Store
 from outeropt.task import Task
 
@@ -18,12 +20,12 @@ def run(
     task: Task,
     sets: Sequence[HyperparameterSet],
     store: Store,
-    report: Callable[[float], None] | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    report: Report | None = None,
+    devices: Sequence[Device] | None = None,
 ) -> list[Archive]:
     """Runs what the store does not have yet of some sets on a task.
 
-    Sets with equal seeds, length and cadence run in one sweep, so that a tuned and an as-is set of one optimizer
+    Sets of one optimizer with equal seeds, length and cadence run in one sweep, so that a tuned and an as-is set
     share their compiled program.
 
     Args:
@@ -36,31 +38,37 @@ def run(
     Returns:
       One archive per set, in order.
     """
-    together: dict[tuple, list[HyperparameterSet]] = {}
-    for item in sets:
-        together.setdefault((item.optimizer, item.seeds, *_protocol(item).values()), []).append(item)
-    for group in together.values():
-        optimizers = [optimizer for item in group for optimizer in item.optimizers()]
-        common = {"seeds": group[0].seeds, "store": store, "optimizer_name": group[0].optimizer}
-        sweep(task, optimizers, report=report, devices=devices, **common, **_protocol(group[0]))
-    return [
-        sweep(
+
+    def swept(
+        item: HyperparameterSet, optimizers: Sequence[Optimizer], name: str | None, report: Report | None
+    ):
+        return sweep(
             task,
-            item.optimizers(),
+            optimizers,
             seeds=item.seeds,
+            steps=item.steps,
+            eval_every=item.eval_every,
+            eval_batches=item.eval_batches,
+            last_eval_batches=item.last_eval_batches,
             store=store,
-            set=item.name,
+            set=name,
             optimizer_name=item.optimizer,
-            **_protocol(item),
+            devices=devices,
+            report=report,
         )
-        for item in sets
-    ]
+
+    together: dict[tuple[str | int, ...], list[HyperparameterSet]] = {}
+    for item in sets:
+        protocol = item.seeds, item.steps, item.eval_every, item.eval_batches, item.last_eval_batches
+        together.setdefault((item.optimizer, *protocol), []).append(item)
+    for group in together.values():
+        swept(group[0], [optimizer for item in group for optimizer in item.optimizers()], None, report)
+    # Every trial is in the store now: this only names the sets and reads them.
+    return [swept(item, item.optimizers(), item.name, None) for item in sets]
 
 
 def run_all(
-    plan: Mapping[str, Sequence[HyperparameterSet]],
-    store: Store,
-    report: Callable[[float], None] | None = None,
+    plan: Mapping[str, Sequence[HyperparameterSet]], store: Store, report: Report | None = None
 ) -> list[Archive]:
     """Runs sets on many tasks, each optimizer and task on a device of its own.
 
@@ -72,9 +80,9 @@ def run_all(
       report: as in `run`.
 
     Returns:
-      The archives, task by task, in order.
+      The archives, task by task and optimizer by optimizer, in order.
     """
-    free: queue.SimpleQueue[jax.Device] = queue.SimpleQueue()
+    free: queue.SimpleQueue[Device] = queue.SimpleQueue()
     for device in jax.local_devices():
         free.put(device)
     jobs = []
@@ -102,21 +110,3 @@ def run_all(
 def trials(sets: Sequence[HyperparameterSet]) -> int:
     """How many trials the sets have on one task."""
     return sum(len(item.settings()) * item.seeds for item in sets)
-
-
-def shortened(
-    item: HyperparameterSet, *, steps: int | None = None, seeds: int | None = None
-) -> HyperparameterSet:
-    """A set with another length or number of seeds, under a name that says so."""
-    changes = {key: value for key, value in (("steps", steps), ("seeds", seeds)) if value is not None}
-    changes = {key: value for key, value in changes.items() if value != getattr(item, key)}
-    return dataclasses.replace(item, **changes) if changes else item
-
-
-def _protocol(item: HyperparameterSet) -> dict[str, int]:
-    return {
-        "steps": item.steps,
-        "eval_every": item.eval_every,
-        "eval_batches": item.eval_batches,
-        "last_eval_batches": item.last_eval_batches,
-    }

@@ -3,8 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import tyro
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -44,5 +42,7 @@ def run(config: Config) -> None:
     board, normalizer = reporting.ranked(archives, config.curve)
     assert board is not None  # every suite's tasks are in the shipped normalizer: tests/test_leaderboard.py
     show_leaderboard(board)
-    page = reporting.write(archives, board, normalizer, config.out, f"Which optimizer wins? The {config.suite} suite")
+    page = reporting.write(
+        archives, board, normalizer, config.out, f"Which optimizer wins? The {config.suite} suite"
+    )
     print(f"Report: {page}")

@@ -70,7 +70,9 @@ class OptaxOptimizer(Optimizer):
     values: dict[str, Any]
     settings: tuple[tuple[str, Any], ...] = eqx.field(static=True)
     factory: Callable[..., optax.GradientTransformation] = eqx.field(static=True)
-    given_spaces: tuple[tuple[str, Space], ...] = eqx.field(static=True, default=(), metadata=tree.NO_IDENTITY)
+    given_spaces: tuple[tuple[str, Space], ...] = eqx.field(
+        static=True, default=(), metadata=tree.NO_IDENTITY
+    )
     needs: tuple[str, ...] = eqx.field(static=True, default=(), metadata=tree.NO_IDENTITY)
     label: str = eqx.field(static=True, default="this optimizer", metadata=tree.NO_IDENTITY)
 
