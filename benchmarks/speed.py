@@ -4,7 +4,7 @@
     python benchmarks/speed.py thousand   # one part
 
 The loop is what learned_optimization's runner does: one jitted call per inner step, and every `eval_every`
-steps one jitted call per evaluation batch of each split. Needs Fashion-MNIST and CIFAR-10 (OUTEROPT_DATA_DIR).
+steps one jitted call per evaluation batch of each split. Needs Fashion-MNIST and CIFAR-10.
 """
 
 import argparse
@@ -226,10 +226,8 @@ def main():
     for name in PARTS:
         done = subprocess.run([sys.executable, __file__, name], check=True, capture_output=True, text=True)
         row = json.loads(done.stdout.splitlines()[-1])
-        print(
-            f"| {row['what']} | {row['ours']} | {row['reference']} | {row['ratio']:.2f} | {row['peak']:.0f} MB |",
-            flush=True,
-        )
+        cells = row["what"], row["ours"], row["reference"], f"{row['ratio']:.2f}", f"{row['peak']:.0f} MB"
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ _NEAR = Path(__file__).parents[2] / "shared" / "data"
 if _NEAR.is_dir():
     os.environ.setdefault("OUTEROPT_DATA_DIR", str(_NEAR))
 
-import jax
+import jax  # noqa: E402
 
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

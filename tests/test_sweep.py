@@ -1,4 +1,4 @@
-"""The sweep engine: lanes equal single runs, programs are reused, nothing runs twice, divergence stays put."""
+"""The sweep engine: lanes equal single runs, programs are reused, nothing runs twice."""
 
 import contextlib
 

@@ -72,7 +72,8 @@ def save(path: str | Path, tree: PyTree, metadata: Mapping[str, Any] | None = No
         "checksum": str(_checksum(tensors)),
         "metadata": _json(metadata or {}),
     }
-    partial = path.with_name(f"{path.name}.partial")
+    # Two processes may save the same checkpoint at once.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.numpy.save_file(tensors, partial, metadata=header)

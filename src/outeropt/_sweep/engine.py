@@ -63,10 +63,9 @@ def sweep(
       ConfigError: an argument that cannot be used.
       StoreError: the store cannot be read or written.
     """
-    protocol = Protocol(steps, cadence(steps, eval_every), eval_batches, last_eval_batches)
-    seed_list = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not seed_list or len(dict.fromkeys(seed_list)) < len(seed_list):
-        raise ConfigError(f"seeds = {seeds} is not usable; give a positive count or distinct integers.")
+    every = cadence(steps, eval_every, eval_batches, last_eval_batches)
+    protocol = Protocol(steps, every, eval_batches, last_eval_batches)
+    seed_list = _seeds(seeds)
     local = jax.local_devices() if devices is None else devices
     parts = groups(optimizers)
     described: dict[int, dict[str, float]] = {}
@@ -77,36 +76,50 @@ def sweep(
         for i, position in enumerate(positions):
             optimizer = tree.fingerprint(settings[i])
             for seed in seed_list:
-                ids[position, seed] = tree.fingerprint(
-                    (DEFINITION, task_print, optimizer, seed, tuple(protocol))
-                )
-    whole = _Whole(
-        task, optimizer_name, set, protocol, seed_list, [described[i] for i in sorted(described)], ids
-    )
+                content = DEFINITION, task_print, optimizer, seed, tuple(protocol)
+                ids[position, seed] = tree.fingerprint(content)
+    in_order = [described[i] for i in sorted(described)]
+    whole = _Whole(task, optimizer_name, set, protocol, seed_list, in_order, ids)
+    # Traces the task with every optimizer: what cannot run fails here, before the store hears of it.
+    blocks = [layout(task, settings, seed_list, lanes, local) for _, settings in parts]
 
     found: dict[tuple[int, int], Trial] = {}
     if store:
         if set is not None:
             whole.declare(store, set)
-        kept = store.get(ids.values())
-        found = {place: kept[name] for place, name in ids.items() if name in kept}
+        found = whole.stored(store, ids)
     if report and found:
         report(len(found))
-    for positions, settings in parts:
+    for (positions, settings), block in zip(parts, blocks):
         wanted = [(i, [k for k in seed_list if (p, k) not in found]) for i, p in enumerate(positions)]
         if not any(needed for _, needed in wanted):
             continue
-        block = layout(task, settings, seed_list, lanes, local)
         runner = Runner(task, settings, protocol, block, report)
         for chunk in chunks(wanted, block):
-            partial = whole.partial(store, chunk, positions) if store else None
-            done = whole.trials(chunk, positions, *runner.run(chunk, partial))
-            if store:
-                store.add(list(done.values()))
-            if partial:
-                partial.unlink(missing_ok=True)
+            places = [(positions[i], seed) for seed in chunk.seeds for i in chunk.settings]
+            # Another process may have run this chunk since the sweep began.
+            done = whole.stored(store, places) if store else {}
+            if len(done) < len({*places}):
+                partial = whole.partial(store, places) if store else None
+                done = whole.trials(chunk, positions, *runner.run(chunk, partial))
+                if store:
+                    store.add(list(done.values()))
+                if partial:
+                    partial.unlink(missing_ok=True)
+            elif report:
+                report(chunk.lanes)
             found |= done
     return whole.archive(found)
+
+
+def _seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
+    given = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not given or len({*given}) < len(given):
+        raise ConfigError(f"seeds = {seeds} is not usable; give a positive count or distinct integers.")
+    for seed in given:
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"Seed {seed} is not allowed; seeds are whole numbers from 0 to {2**32 - 1}.")
+    return given
 
 
 class _Whole(NamedTuple):
@@ -133,10 +146,16 @@ class _Whole(NamedTuple):
             *self.protocol[1:],
         )
 
-    def partial(self, store: Store, chunk: Chunk, positions: list[int]) -> Path:
+    def stored(self, store: Store, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Trial]:
+        """The trials of these settings and seeds that the store has."""
+        wanted = {place: self.ids[place] for place in places}
+        kept = store.get(wanted.values())
+        return {place: kept[name] for place, name in wanted.items() if name in kept}
+
+    def partial(self, store: Store, places: Iterable[tuple[int, int]]) -> Path:
         """Where a chunk is checkpointed while it runs: beside the store, named by the trials in it."""
-        lanes = [self.ids[positions[i], seed] for seed in chunk.seeds for i in chunk.settings]
-        return Path(f"{store.path}.partial") / f"{tree.fingerprint(lanes)}.safetensors"
+        name = tree.fingerprint([self.ids[place] for place in places])
+        return Path(f"{store.path}.partial") / f"{name}.safetensors"
 
     def trials(
         self, chunk: Chunk, positions: list[int], curves, diverged_at, seconds

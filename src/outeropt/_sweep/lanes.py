@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from outeropt import tree
 from outeropt.optimizer import Optimizer
 from outeropt.task import Task
 from outeropt.training import TrainState, evaluate, start, window
@@ -37,7 +38,7 @@ def vectorized(lane: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def one_by_one(lane: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs lanes after each other on their device, for tasks whose batched kernels are slow (convolutions)."""
+    """Runs lanes after each other on their device, for tasks whose batched kernels are slow."""
 
     def run(settings, keys, carry, clock):
         def over_settings(item):
@@ -98,14 +99,11 @@ def blank(task: Task, settings: Optimizer, block: Block) -> Carry:
     def one(optimizer):
         return start(task, optimizer, jax.random.key(0), 1), jnp.float32(0)
 
-    shapes = eqx.filter_eval_shape(
-        one, jax.tree.map(lambda leaf: leaf[0] if eqx.is_array(leaf) else leaf, settings)
-    )
+    arrays, static = eqx.partition(settings, eqx.is_array)
+    shapes = eqx.filter_eval_shape(one, eqx.combine(tree.take(arrays, 0), static))
     sharding = NamedSharding(block.mesh, block.specs[2])
-    return jax.tree.map(
-        lambda leaf: jnp.zeros((block.seeds, block.settings, *leaf.shape), leaf.dtype, device=sharding),
-        shapes,
-    )
+    lanes = block.seeds, block.settings
+    return jax.tree.map(lambda leaf: jnp.zeros((*lanes, *leaf.shape), leaf.dtype, device=sharding), shapes)
 
 
 def advance(
@@ -115,13 +113,15 @@ def advance(
 
     Args:
       fixed: the task, the stacked optimizer, one key per seed, and the clock: the inner step to go on from
-        (0 starts afresh, whatever the carry), windows to do (at most `WINDOWS`), inner steps per window, inner
-        steps of the whole run, batches per evaluation, and batches of the evaluation after the last step.
+        (0 starts afresh, whatever the carry), windows to do (at most `WINDOWS`), inner steps per window,
+        inner steps of the whole run, batches per evaluation, and batches of the evaluation after the last
+        step.
       carry: what the previous call returned, or `blank`; given away.
       block: the layout.
 
     Returns:
-      The next carry, and a record at the start of every window and one at the end of the last; further rows are 0.
+      The next carry, and a record at the start of every window and one at the end of the last; further rows
+      are 0.
     """
     return _program(block.devices[0].platform)(fixed, carry, block)
 
@@ -130,7 +130,8 @@ def advance(
 def _program(platform: str) -> Callable[..., Any]:
     # On CPU, LLVM's second level takes twice as long to compile and runs no faster (docs/benchmarks.md).
     options = {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
-    return eqx.filter_jit(_advance, donate="all-except-first", compiler_options=options)
+    jit: Any = eqx.filter_jit  # its signature hides the options that it hands to jax.jit
+    return jit(_advance, donate="all-except-first", compiler_options=options)
 
 
 def _advance(fixed, carry: Carry, block: Block):
@@ -140,18 +141,20 @@ def _advance(fixed, carry: Carry, block: Block):
 
     def on_device(task_arrays, setting_arrays, keys, carry, clock):
         def lane(optimizer_arrays, key, carry, clock):
-            task, optimizer = eqx.combine((task_arrays, optimizer_arrays), static)
-            return _lane(task, optimizer, key, carry, clock, block.columns)
+            lane: Any = eqx.combine((task_arrays, optimizer_arrays), static)
+            return _lane(*lane, key, carry, clock, block.columns)
 
         return block.lane_map(lane)(setting_arrays, keys, carry, clock)
 
-    return jax.shard_map(
+    sharded = jax.shard_map(
         on_device,
         mesh=block.mesh,
         in_specs=(PartitionSpec(), by_setting, by_seed, by_both, PartitionSpec()),
         out_specs=by_both,
         check_vma=False,
-    )(*arrays, keys, carry, clock)
+    )
+    task_arrays, setting_arrays = arrays
+    return sharded(task_arrays, setting_arrays, keys, carry, clock)
 
 
 def _lane(task, optimizer, key, carry, clock, columns):

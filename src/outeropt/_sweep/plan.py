@@ -16,8 +16,8 @@ from outeropt.task import Task
 from outeropt.training import start
 
 
-# Lanes per device, at the most, and bytes of their training state. Measured on two cores: wide vectors pay until
-# the state leaves the cache (docs/benchmarks.md). A GPU is filled by far more, and is bound by its memory.
+# Lanes per device, at the most, and bytes of their training state. Measured on two cores: wide vectors pay
+# until the state leaves the cache (docs/benchmarks.md). A GPU is filled by far more, and bound by its memory.
 _MOST_LANES = {"cpu": 32}
 _MOST_BYTES = {"cpu": 2**22}
 _ELSEWHERE = 1024, 2**30
@@ -92,7 +92,7 @@ def chunks(wanted: Sequence[tuple[int, Collection[int]]], block: Block) -> list[
 
 
 def is_convolutional(task: Task) -> bool:
-    """Whether the task's loss convolves: batched kernels become grouped convolutions, which are slow on CPU."""
+    """Whether the task's loss convolves: batched kernels become grouped convolutions, slow on CPU."""
 
     def one(key):
         params, state = task.init(key)

@@ -1,5 +1,6 @@
 """Running chunks of lanes: a few seconds of work per call, checkpointed while it lasts."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,12 @@ from outeropt import checkpoint
 from outeropt._sweep.lanes import WINDOWS, Block, advance, blank
 from outeropt._sweep.plan import Chunk
 from outeropt._sweep.settings import Settings
+from outeropt.errors import OuteroptError
 from outeropt.task import Task
 from outeropt.training import mask_diverged
 
 
-# Seconds of work per call, so that progress moves and a kill costs little; and between checkpoints of a chunk.
+# Seconds of work per call, so that progress moves and a kill costs little, and between checkpoints.
 _CALL_SECONDS = 2.0
 _CHECKPOINT_SECONDS = 60.0
 
@@ -58,16 +60,16 @@ class Runner:
           partial: the checkpoint of the unfinished chunk; None keeps none.
 
         Returns:
-          Curves (seeds, settings, T) by name, steps of divergence (seeds, settings), and run seconds per trial.
+          Curves (seeds, settings, T) by name, steps of divergence (seeds, settings), and run seconds per
+          trial.
         """
         protocol = self.protocol
         total = protocol.steps // protocol.eval_every
         stacked = self.settings.select(chunk.settings).stacked
         keys = jnp.stack([jax.random.key(seed) for seed in chunk.seeds])
         carry = blank(self.task, stacked, self.block)
-        records = np.zeros(
-            (len(chunk.seeds), len(chunk.settings), total + 1, len(self.block.columns)), np.float32
-        )
+        lanes = len(chunk.seeds), len(chunk.settings)
+        records = np.zeros((*lanes, total + 1, len(self.block.columns)), np.float32)
 
         done, spent, carry, records = self._resume(chunk, partial, carry, records)
         carry, *_ = self._call(stacked, keys, carry, done, 0)  # compiles; no window is done
@@ -85,8 +87,7 @@ class Runner:
                 saved = time.monotonic()
         curves = {name: records[..., column] for column, name in enumerate(self.block.columns)}
         diverged_at = self._diverged(np.asarray(carry[0].diverged_at), records[:, :, total])
-        lanes = self.block.settings * self.block.seeds
-        return mask_diverged(curves, protocol.points, diverged_at), diverged_at, spent / lanes
+        return mask_diverged(curves, protocol.points, diverged_at), diverged_at, spent / math.prod(lanes)
 
     def _call(self, stacked, keys, carry, done: int, count: int):
         protocol = self.protocol
@@ -105,8 +106,12 @@ class Runner:
     def _resume(self, chunk: Chunk, path: Path | None, carry, records) -> tuple[int, float, Any, np.ndarray]:
         if path is None or not path.exists():
             return 0, 0.0, carry, records
-        kept = checkpoint.metadata(path)
-        carry, records = checkpoint.load(path, (carry, records))
+        try:
+            kept = checkpoint.metadata(path)
+            carry, records = checkpoint.load(path, (carry, records))
+        except OuteroptError:
+            # Another process finished the chunk meanwhile, or the file is damaged: the chunk starts afresh.
+            return 0, 0.0, carry, records
         if self.report:
             self.report(chunk.lanes * kept["done"] * self.protocol.eval_every / self.protocol.steps)
         return kept["done"], kept["seconds"], carry, np.array(records)

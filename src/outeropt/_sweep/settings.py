@@ -62,12 +62,10 @@ def stack(optimizers: Sequence[Optimizer]) -> Settings:
     return Settings(eqx.combine(tree.stack(arrays), static[0]))
 
 
-def grid(
-    optimizer: Optimizer,
-    values: Mapping[str, int | Iterable[float]] | None = None,
-    /,
-    **keywords: int | Iterable[float],
-) -> Settings:
+Values = int | Iterable[float]
+
+
+def grid(optimizer: Optimizer, values: Mapping[str, Values] | None = None, /, **keywords: Values) -> Settings:
     """Every combination of the given hyperparameter values.
 
     Args:
@@ -88,7 +86,7 @@ def grid(
     return stack([optimizer.replace(dict(zip(lists, combination))) for combination in combinations])
 
 
-def _values(optimizer: Optimizer, name: str, value: int | Iterable[float]) -> tuple[float, ...]:
+def _values(optimizer: Optimizer, name: str, value: Values) -> tuple[float, ...]:
     if isinstance(value, int):
         full = resolve(name, optimizer.hyperparameters)
         if full not in optimizer.spaces:
@@ -113,10 +111,12 @@ def sample(
 
     Raises:
       UnknownName: no such hyperparameter.
-      ConfigError: a hyperparameter without a space.
+      ConfigError: a count below 1, no names, or a hyperparameter without a space.
     """
+    if count < 1:
+        raise ConfigError(f"A sample of {count} settings is empty; draw at least 1.")
     spaces = optimizer.spaces
-    full = [resolve(name, optimizer.hyperparameters) for name in names] if names else list(spaces)
+    full = list(spaces) if names is None else [resolve(name, optimizer.hyperparameters) for name in names]
     missing = [name for name in full if name not in spaces]
     if missing or not full:
         raise ConfigError(f"No space to draw {', '.join(missing) or 'anything'} from; give values by `grid`.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -227,7 +228,7 @@ class Normalizer:
                 }
         except FileNotFoundError:
             raise StoreError(f"There is no normalizer at {path}.") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise StoreError(f"{path} is not a normalizer file: {error}.") from None
         return cls(header["version"], envelopes, tuple(header["made_from"]))
 
@@ -248,6 +249,6 @@ class Normalizer:
             }
         name = version or max(found, default="", key=lambda item: (len(item), item))
         if name not in found:
-            raise unknown_name("shipped normalizer", name, found)
+            raise unknown_name("shipped normalizer", name, found, see=", ".join(found))
         with resources.as_file(found[name]) as path:
             return cls.load(path)

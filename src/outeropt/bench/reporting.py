@@ -49,8 +49,8 @@ def ranked(
     Args:
       archives: what to score.
       curve: the loss to score.
-      reference: a shipped version or a `.npz` file; None takes the shipped one and, for tasks that it does not
-        know, a reference made from the archives of `REFERENCE_SETS`.
+      reference: a shipped version or a `.npz` file; None takes the shipped one and, for tasks that it does
+        not know, a reference made from the archives of `REFERENCE_SETS`.
 
     Returns:
       The leaderboard and its reference; None and None if no task has a reference.

@@ -25,8 +25,8 @@ def run(
 ) -> list[Archive]:
     """Runs what the store does not have yet of some sets on a task.
 
-    Sets of one optimizer with equal seeds, length and cadence run in one sweep, so that a tuned and an as-is set
-    share their compiled program.
+    Sets of one optimizer with equal seeds, length and cadence run in one sweep, so that a tuned and an as-is
+    set share their compiled program.
 
     Args:
       task: what to train.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from outeropt.bench.published_sets import LEFT_OUT, NOTES, PUBLISHED
-from outeropt.errors import ConfigError, UnknownName, near_misses, unknown_name
+from outeropt.errors import ConfigError, UnknownName, first_line, near_misses, unknown_name
 
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def _from_python(path: str, attribute: str) -> HyperparameterSet:
     try:
         found = runpy.run_path(path)
     except Exception as error:
-        raise ConfigError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{path} cannot be run: {first_line(error)}.") from error
     if attribute not in found:
         raise unknown_name(f"attribute of {path}", attribute, [name for name in found if name[0] != "_"])
     if not isinstance(found[attribute], HyperparameterSet):

@@ -103,5 +103,5 @@ def get(name: str) -> Suite:
       UnknownName: no such suite.
     """
     if name not in SUITES:
-        raise unknown_name("suite", name, SUITES)
+        raise unknown_name("suite", name, SUITES, see=", ".join(SUITES))
     return SUITES[name]

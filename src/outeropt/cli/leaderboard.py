@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,15 +14,15 @@ class Config:
     """
 
     suite: str = "bundled"
-    """bundled (no download, under three minutes on two cores) or real (Fashion-MNIST, CIFAR-10, text, ...)."""
+    """bundled (no download, minutes on two cores) or real (Fashion-MNIST, CIFAR-10, text; half an hour)."""
     optimizers: tuple[str, ...] = ()
     """Contestants in place of the suite's own; wrapped names such as clip:adam are welcome."""
     store: Path = Path("leaderboard.db")
     """Where finished trials are kept; those that are there already are not run again."""
     out: Path = Path("leaderboard")
     """Folder for index.html and figures/."""
-    curve: str = "train/loss"
-    """The curve that the ranking scores: train/loss, valid/loss or test/loss."""
+    curve: Literal["train/loss", "valid/loss", "test/loss"] = "train/loss"
+    """The curve that the ranking scores."""
 
 
 def run(config: Config) -> None:

@@ -99,8 +99,10 @@ def _of_set(config: "SweepConfig", name: str) -> Plan:
     every = config.eval_every
     if every is None and steps % item.eval_every == 0:
         every = item.eval_every
+    # Under its own name a set keeps its own length: another one would replace it in the store.
+    label = item.name if steps == item.steps else f"{item.name}@{steps}"
     return Plan(
-        config.name or item.name,
+        config.name or label,
         item.optimizer,
         item.optimizers(),
         item.seeds if config.seeds is None else config.seeds,

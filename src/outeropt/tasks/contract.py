@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from outeropt.errors import OuteroptError
+from outeropt.errors import OuteroptError, first_line
 from outeropt.task import SPLITS, Task
 
 
@@ -98,7 +98,7 @@ def _call(task: Task, where: str, function: Callable[..., Any], *args: Any) -> A
     except OuteroptError:
         raise
     except Exception as error:
-        raise _broken(task, f"{where} raised {one_line(error)}") from error
+        raise _broken(task, f"{where} raised {first_line(error)}") from error
 
 
 def _form(tree: Any) -> Any:
@@ -121,9 +121,3 @@ def kind(value: Any) -> str:
     if _is_array(value):
         return f"an array {value.dtype}{list(value.shape)}"
     return f"{type(value).__name__} {value!r:.60}"
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's class and the first line of its message."""
-    first = str(error).strip().splitlines()
-    return f"{type(error).__name__}{': ' + first[0] if first else ''}"

@@ -7,9 +7,9 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from outeropt.errors import OuteroptError
+from outeropt.errors import OuteroptError, first_line
 from outeropt.task import Task
-from outeropt.tasks.contract import kind, one_line
+from outeropt.tasks.contract import kind
 
 
 def from_file(path: Path, attribute: str) -> Task:
@@ -38,7 +38,7 @@ def from_file(path: Path, attribute: str) -> Task:
             raise
         except Exception as error:
             raise OuteroptError(
-                f"{where}: {attribute}() raised {one_line(error)}{_line_of(error, path)}."
+                f"{where}: {attribute}() raised {first_line(error)}{_line_of(error, path)}."
             ) from error
     if not isinstance(task, Task):
         raise OuteroptError(
@@ -60,7 +60,7 @@ def _load(path: Path, modified: int, where: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise OuteroptError(f"{where} raised {one_line(error)}{_line_of(error, path)}.") from error
+        raise OuteroptError(f"{where} raised {first_line(error)}{_line_of(error, path)}.") from error
     finally:
         sys.path.remove(str(path.parent))
     return module

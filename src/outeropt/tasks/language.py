@@ -1,4 +1,4 @@
-"""Sequences for language models: random crops of a token stream, which may be a Markov source of known entropy."""
+"""Sequences for language models: random crops of a token stream, text or a Markov walk."""
 
 import bisect
 import functools
@@ -100,7 +100,7 @@ def markov(vocabulary: int, order: int, batch_size: int, length: int) -> tuple[T
 
     A model that reads `length` tokens knows 1, 2, ... of them when it predicts the next, so the minimum is
     `(H_1 + ... + H_length) / length`, where `H_j = H(x_{j+1} | x_1 ... x_j)` is the chain's entropy rate from
-    `j = order` on. (A model that learned the training walk by heart could go a few thousandths of a nat lower.)
+    `j = order` on. (A model that learned the training walk by heart could go a few thousandths lower.)
     """
     table, stationary = markov_chain(vocabulary, order)
     joint = (stationary[:, None] * table).reshape((vocabulary,) * (order + 1))
