@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from outeropt.bench import figures, series, style
-from outeropt.bench.contestants import contestants, order
 from outeropt.bench.leaderboard import leaderboard
 from outeropt.bench.normalizer import Normalizer
+from outeropt.bench.pictures import figures, series, style
+from outeropt.bench.pictures.contestants import contestants, order
 from outeropt.bench.profiles import profiles as performance_profiles
 from outeropt.errors import OuteroptError
 from picture_fixtures import archive, archives

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from headless_browser import CHROMIUM, Browser
-from outeropt.bench import report, report_data, report_tables
-from outeropt.bench.contestants import contestants
 from outeropt.bench.leaderboard import leaderboard
 from outeropt.bench.normalizer import Normalizer
+from outeropt.bench.pictures import report, report_data, report_tables
+from outeropt.bench.pictures.contestants import contestants
 from outeropt.errors import OuteroptError
 from picture_fixtures import archive, archives
 

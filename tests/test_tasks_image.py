@@ -13,7 +13,8 @@ import pytest
 from image_fixtures import count, drawn, run, small_data, some_rows
 from outeropt.data.arrays import ArrayData
 from outeropt.errors import OuteroptError
-from outeropt.tasks import autoencoder, conv, image_mlp, layers, mixer, resnet, vgg, vit
+from outeropt.tasks import layers
+from outeropt.tasks.images import autoencoder, conv, image_mlp, mixer, resnet, vgg, vit
 
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/tasks/published_image_tasks.json").read_text())

@@ -17,7 +17,8 @@ from image_fixtures import (
     some_images,
     some_rows,
 )
-from outeropt.tasks import autoencoder, conv, image_mlp, mixer, norms, resnet, vgg, vit
+from outeropt.tasks import norms
+from outeropt.tasks.images import autoencoder, conv, image_mlp, mixer, resnet, vgg, vit
 
 
 @pytest.mark.parametrize("function", ["relu", "tanh"])

@@ -8,7 +8,7 @@ import pytest
 
 from outeropt import tasks
 from outeropt.errors import OuteroptError
-from outeropt.tasks import language, rnn, transformer
+from outeropt.tasks.sequences import language, rnn, transformer
 from task_fixtures import KEY, drawn, on_all_splits
 
 

@@ -11,7 +11,8 @@ import task_fixtures
 from outeropt import tasks
 from outeropt.errors import OuteroptError
 from outeropt.task import TaskFamily
-from outeropt.tasks import augment, families, gradients, quadratic, regression
+from outeropt.tasks import quadratic, regression
+from outeropt.tasks.wrappers import augment, families, gradients
 from task_fixtures import KEY, gradient, small_task, started
 
 

@@ -141,8 +141,8 @@ def _advance(fixed, carry: Carry, block: Block):
 
     def on_device(task_arrays, setting_arrays, keys, carry, clock):
         def lane(optimizer_arrays, key, carry, clock):
-            lane: Any = eqx.combine((task_arrays, optimizer_arrays), static)
-            return _lane(*lane, key, carry, clock, block.columns)
+            pair: Any = eqx.combine((task_arrays, optimizer_arrays), static)
+            return _lane(pair[0], pair[1], key, carry, clock, block.columns)
 
         return block.lane_map(lane)(setting_arrays, keys, carry, clock)
 

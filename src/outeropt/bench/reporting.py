@@ -4,10 +4,10 @@ import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 
-from outeropt.bench import figures
 from outeropt.bench.leaderboard import Leaderboard, leaderboard
 from outeropt.bench.normalizer import Normalizer
-from outeropt.bench.report import write_report
+from outeropt.bench.pictures import figures
+from outeropt.bench.pictures.report import write_report
 from outeropt.errors import OuteroptError
 from outeropt.store import Archive, Store, load_folder
 

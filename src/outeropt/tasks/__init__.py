@@ -1,10 +1,10 @@
 """What optimizers are trained on: `names`, `get`, `describe` know every task, `from_functions` adds yours."""
 
 from outeropt.tasks.contract import check
-from outeropt.tasks.families import FAMILIES, single
-from outeropt.tasks.language import TokenData
 from outeropt.tasks.own import from_functions, from_stateful_functions
 from outeropt.tasks.registry import dataset, describe, family, get, names
+from outeropt.tasks.sequences.language import TokenData
+from outeropt.tasks.wrappers.families import FAMILIES, single
 
 
 __all__ = [

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from outeropt.task import Split, Task
-from outeropt.tasks.gradients import with_gradient
+from outeropt.tasks.wrappers.gradients import with_gradient
 
 
 Vector = Float[Array, " dim"]

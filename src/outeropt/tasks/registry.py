@@ -11,23 +11,12 @@ import jax
 
 from outeropt.errors import MissingData, OuteroptError, UnknownName, unknown_name
 from outeropt.task import SPLITS, Task
-from outeropt.tasks import (
-    autoencoder,
-    conv,
-    functions,
-    gradients,
-    image_mlp,
-    mixer,
-    quadratic,
-    regression,
-    resnet,
-    rnn,
-    transformer,
-    vgg,
-    vit,
-)
+from outeropt.tasks import functions, quadratic, regression
 from outeropt.tasks.file import from_file
+from outeropt.tasks.images import autoencoder, conv, image_mlp, mixer, resnet, vgg, vit
 from outeropt.tasks.published import META_TRAINING, MISSING_DATA
+from outeropt.tasks.sequences import rnn, transformer
+from outeropt.tasks.wrappers import gradients
 
 
 _FAMILIES: dict[str, ModuleType] = {

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from outeropt import data
 from outeropt.data.arrays import ArrayData
 from outeropt.task import Split, Task
-from outeropt.tasks.image_classifier import Images, builders
-from outeropt.tasks.image_mlp import ImageMLP
+from outeropt.tasks.images.image_classifier import Images, builders
+from outeropt.tasks.images.image_mlp import ImageMLP
 from outeropt.tasks.layers import mlp
 from outeropt.tasks.losses import bernoulli_cost
 from outeropt.tree import size

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from outeropt.bench import series
-from outeropt.bench.contestants import Contestant
 from outeropt.bench.normalizer import Normalizer
+from outeropt.bench.pictures import series
+from outeropt.bench.pictures.contestants import Contestant
+from outeropt.bench.pictures.series import Band
 from outeropt.bench.profiles import profiles
-from outeropt.bench.series import Band
 from outeropt.errors import OuteroptError
 
 

@@ -7,9 +7,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from outeropt.bench import style
-from outeropt.bench.contestants import order
 from outeropt.bench.leaderboard import Leaderboard
+from outeropt.bench.pictures import style
+from outeropt.bench.pictures.contestants import order
 from outeropt.bench.profiles import R_MAX, Profile
 from outeropt.bench.scores import RULESETS, Ruleset
 from outeropt.errors import OuteroptError

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from outeropt import tree
 from outeropt.data.arrays import ArrayData
 from outeropt.task import ModelState, Params
-from outeropt.tasks.image_classifier import ImageClassifier, Images, Table, builders
+from outeropt.tasks.images.image_classifier import ImageClassifier, Images, Table, builders
 from outeropt.tasks.layers import conv, fan_in_normal, linear, part, prefixed
 from outeropt.tasks.losses import Criterion
 from outeropt.tasks.norms import norm_init, normalize

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from scipy.special import stdtrit
 
 from outeropt.bench import tunability
-from outeropt.bench.contestants import Contestant
 from outeropt.bench.normalizer import Normalizer
+from outeropt.bench.pictures.contestants import Contestant
 from outeropt.errors import OuteroptError
 from outeropt.store.archive import Archive
 

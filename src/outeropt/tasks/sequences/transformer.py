@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from outeropt.errors import ConfigError
 from outeropt.task import Split, Task
-from outeropt.tasks.language import TokenData, embed, next_token_loss, source
 from outeropt.tasks.layers import dropout, fan_in_normal
 from outeropt.tasks.norms import layer_norm
+from outeropt.tasks.sequences.language import TokenData, embed, next_token_loss, source
 
 
 class TransformerLM(Task):

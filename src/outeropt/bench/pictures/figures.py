@@ -12,13 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from outeropt.bench import scores, series, style
-from outeropt.bench.contestants import Contestant, contestants, order
+from outeropt.bench import scores
 from outeropt.bench.leaderboard import Leaderboard
 from outeropt.bench.normalizer import Normalizer
+from outeropt.bench.pictures import series, style
+from outeropt.bench.pictures.contestants import Contestant, contestants, order
+from outeropt.bench.pictures.score_figures import heat_map, profiles, ranking
+from outeropt.bench.pictures.series import Band
 from outeropt.bench.profiles import profiles as performance_profiles
-from outeropt.bench.score_figures import heat_map, profiles, ranking
-from outeropt.bench.series import Band
 from outeropt.errors import OuteroptError
 from outeropt.store.archive import Archive
 

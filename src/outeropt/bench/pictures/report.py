@@ -14,10 +14,10 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from outeropt.bench import report_data, report_tables, series, style
-from outeropt.bench.contestants import contestants
 from outeropt.bench.leaderboard import Leaderboard
 from outeropt.bench.normalizer import Normalizer
+from outeropt.bench.pictures import report_data, report_tables, series, style
+from outeropt.bench.pictures.contestants import contestants
 from outeropt.errors import OuteroptError
 from outeropt.store.archive import Archive
 

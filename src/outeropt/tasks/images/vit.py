@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from outeropt.data.arrays import ArrayData
 from outeropt.errors import ConfigError
 from outeropt.task import ModelState, Params
-from outeropt.tasks.image_classifier import ImageClassifier, Images, Table, builders
+from outeropt.tasks.images.image_classifier import ImageClassifier, Images, Table, builders
 from outeropt.tasks.layers import blocks_init, dropout, fan_in_normal, linear, part, patches, prefixed
 from outeropt.tasks.losses import Criterion
 from outeropt.tasks.norms import layer_norm

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from outeropt.data.arrays import ArrayData
 from outeropt.task import ModelState, Params
-from outeropt.tasks.image_classifier import ImageClassifier, Images, Table, builders
+from outeropt.tasks.images.image_classifier import ImageClassifier, Images, Table, builders
 from outeropt.tasks.layers import activation, dropout, linear, mlp_init
 from outeropt.tasks.losses import Criterion
 from outeropt.tasks.norms import Norm, norm_init, normalize

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from outeropt.data.arrays import ArrayData
 from outeropt.errors import ConfigError
 from outeropt.task import Task, TaskFamily
-from outeropt.tasks.augment import PermutedLabels, Reparametrised
-from outeropt.tasks.image_classifier import ImageClassifier, Images
+from outeropt.tasks.images.image_classifier import ImageClassifier, Images
 from outeropt.tasks.layers import ACTIVATIONS, linear, mlp_init
 from outeropt.tasks.losses import Criterion
 from outeropt.tasks.quadratic import Quadratic
+from outeropt.tasks.wrappers.augment import PermutedLabels, Reparametrised
 
 
 Level = Literal["global", "tensor", "parameter"]

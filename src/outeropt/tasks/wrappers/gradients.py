@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from outeropt.errors import ConfigError
 from outeropt.task import ModelState, Params, Task
-from outeropt.tasks import image_mlp
-from outeropt.tasks.augment import Wrapped
+from outeropt.tasks.images import image_mlp
+from outeropt.tasks.wrappers.augment import Wrapped
 
 
 @jax.custom_jvp

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from outeropt.data.arrays import ArrayData, as_float
 from outeropt.errors import unknown_name
 from outeropt.task import Batch, ModelState, Params, Split, Task
-from outeropt.tasks.image_classifier import Images, Table, builders, image_shape
+from outeropt.tasks.images.image_classifier import Images, Table, builders, image_shape
 from outeropt.tasks.layers import activation, mlp, mlp_init, part, prefixed
 from outeropt.tasks.losses import bernoulli_cost, quantized_normal_cost, standard_normal_divergence
 

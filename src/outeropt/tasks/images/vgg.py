@@ -13,7 +13,7 @@ from outeropt import tree
 from outeropt.data.arrays import ArrayData
 from outeropt.errors import ConfigError
 from outeropt.task import ModelState, Params
-from outeropt.tasks.image_classifier import ImageClassifier, Images, Table, builders
+from outeropt.tasks.images.image_classifier import ImageClassifier, Images, Table, builders
 from outeropt.tasks.layers import (
     along_last,
     conv,

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from outeropt.bench import scores, series
-from outeropt.bench.contestants import Contestant, order
+from outeropt.bench import scores
 from outeropt.bench.leaderboard import Leaderboard, Row
+from outeropt.bench.pictures import series
+from outeropt.bench.pictures.contestants import Contestant, order
 from outeropt.store.archive import Archive
 
 

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from outeropt.errors import ConfigError, unknown_name
 from outeropt.task import Split, Task
-from outeropt.tasks.language import TokenData, embed, next_token_loss, source
 from outeropt.tasks.layers import fan_in_normal, linear
+from outeropt.tasks.sequences.language import TokenData, embed, next_token_loss, source
 
 
 Carry = tuple[Float[Array, "batch hidden"], ...]

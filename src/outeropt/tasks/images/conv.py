@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from outeropt.data.arrays import ArrayData
 from outeropt.task import ModelState, Params
-from outeropt.tasks.image_classifier import ImageClassifier, Images, Table, builders
+from outeropt.tasks.images.image_classifier import ImageClassifier, Images, Table, builders
 from outeropt.tasks.layers import (
     activation,
     along_last,

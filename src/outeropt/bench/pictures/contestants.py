@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from outeropt.bench import scores
 from outeropt.bench.leaderboard import Leaderboard
+from outeropt.bench.pictures.style import Look, look
 from outeropt.bench.scores import Entry, Ruleset
-from outeropt.bench.style import Look, look
 from outeropt.store.archive import Archive
 
 

@@ -1,0 +1,1 @@
+"""Archives and leaderboards as figures and as one interactive page."""

@@ -1,0 +1,1 @@
+"""Classifiers, autoencoders and generators of images."""

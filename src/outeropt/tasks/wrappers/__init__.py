@@ -1,0 +1,1 @@
+"""Tasks made of other tasks: augmentations, gradient modifiers, families."""
