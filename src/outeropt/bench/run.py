@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import queue
+import threading
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -93,10 +94,18 @@ def run_all(
             by_optimizer.setdefault(item.optimizer, []).append(item)
         jobs += [(task, group) for group in by_optimizer.values()]
 
+    stop = threading.Event()
+
+    def tell(amount: float) -> None:
+        if stop.is_set():
+            raise concurrent.futures.CancelledError
+        if report:
+            report(amount)
+
     def work(job: tuple[Task, Sequence[HyperparameterSet]]) -> list[Archive]:
         device = free.get()
         try:
-            return run(*job, store, report, [device])
+            return run(*job, store, tell, [device])
         finally:
             free.put(device)
 
@@ -104,6 +113,8 @@ def run_all(
     try:
         return [archive for archives in pool.map(work, jobs) for archive in archives]
     finally:
+        # After an error or an interruption the other workers end at their next report, seconds away.
+        stop.set()
         pool.shutdown(cancel_futures=True)
 
 
