@@ -161,9 +161,7 @@ def test_describe(blank, monkeypatch):
     assert json.dumps(facts)
     assert tasks.describe("Function_Beale")["batch"] == {}
 
-    def refuse(name, **options):
-        raise MissingData("no mnist here")
-
-    monkeypatch.setattr("outeropt.data.images", refuse)
+    monkeypatch.delenv("OUTEROPT_DATA_DIR", raising=False)
     facts = tasks.describe("Logistic_Mnist")
-    assert facts["dataset"] == "mnist" and facts["parameters"] is None and facts["notes"] == "no mnist here"
+    assert facts["dataset"] == "mnist" and facts["parameters"] is None
+    assert facts["notes"] == "its data are not here: outeropt data get mnist"

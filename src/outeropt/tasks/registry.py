@@ -9,7 +9,8 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from outeropt.errors import MissingData, OuteroptError, UnknownName, unknown_name
+from outeropt import data
+from outeropt.errors import OuteroptError, UnknownName, unknown_name
 from outeropt.task import SPLITS, Task
 from outeropt.tasks import functions, quadratic, regression
 from outeropt.tasks.file import from_file
@@ -120,10 +121,10 @@ def describe(name: str) -> dict[str, Any]:
         "dataset": dataset(name) if registered else None,
         **dict.fromkeys(("parameters", "tensors", "batch", "splits", "metrics", "minimum")),
     }
-    try:
-        task = get(name)
-    except MissingData as error:
-        return {**facts, "notes": str(error)}
+    needed = facts["dataset"]
+    if needed and not data.describe(needed).paths:
+        return {**facts, "notes": f"its data are not here: outeropt data get {needed}"}
+    task = get(name)
     params, batch, metrics = _shapes(task)
     leaves = jax.tree.leaves(params)
     return {
