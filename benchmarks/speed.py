@@ -100,24 +100,27 @@ def adam_set():
 
     task = tasks.get("ImageMLP_FashionMnist8_Relu32")
     item = sets.get("AdamLR_2000_R5")
-    began = time.perf_counter()
-    archive = sweep(
-        task,
-        item.optimizers(),
-        seeds=item.seeds,
-        steps=item.steps,
-        eval_every=item.eval_every,
-        eval_batches=item.eval_batches,
-        last_eval_batches=item.last_eval_batches,
-    )
-    ours = (time.perf_counter() - began) / archive.diverged_at.size
+    seconds = []
+    for _ in range(2):  # the second time the program is compiled already, as the loop's are
+        began = time.perf_counter()
+        archive = sweep(
+            task,
+            item.optimizers(),
+            seeds=item.seeds,
+            steps=item.steps,
+            eval_every=item.eval_every,
+            eval_batches=item.eval_batches,
+            last_eval_batches=item.last_eval_batches,
+        )
+        seconds.append(time.perf_counter() - began)
+    trials = archive.diverged_at.size
     optimizer = item.build(item.settings()[8])
     theirs = loop(task, optimizer, item.steps, item.eval_every, item.eval_batches) * item.steps
     return {
-        "what": "(b) AdamLR_2000_R5 on ImageMLP_FashionMnist8_Relu32, 75 trials, compilation included",
-        "ours": f"{1 / ours:.2f} trials/s",
-        "reference": f"{1 / theirs:.2f} trials/s (loop, compilation excluded)",
-        "ratio": theirs / ours,
+        "what": f"(b) AdamLR_2000_R5 on ImageMLP_FashionMnist8_Relu32, {trials} trials, its own cadence",
+        "ours": f"{trials / seconds[1]:.1f} trials/s ({trials / seconds[0]:.1f} with compilation)",
+        "reference": f"{1 / theirs:.2f} trials/s (loop)",
+        "ratio": theirs * trials / seconds[1],
     }
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: exact, atomic, and clear about what does not fit."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -171,7 +172,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     checkpoint.save(path, {"w": np.zeros(3)})
 
     def full(*_, **__):
-        (tmp_path / "a.safetensors.partial").write_bytes(b"half")
+        (tmp_path / f"a.safetensors.{os.getpid()}.partial").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(safetensors.numpy, "save_file", full)

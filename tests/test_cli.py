@@ -176,9 +176,9 @@ def test_a_run_that_diverges_is_a_result(run):
 
 def test_sweep_a_set(run):
     told = run("sweep", "--task", "Quadratic_10", "--set", "AdamLR_10000_R5", *SHORT, "--seeds", "2")
-    assert "AdamLR_10000_R5, 2 seeds, 4 steps" in told and "outeropt report runs.db" in told
+    assert "AdamLR_10000_R5@4, 2 seeds, 4 steps" in told and "outeropt report runs.db" in told
     (archive,) = stored()
-    assert archive.optimizer == "adam" and archive.set == "AdamLR_10000_R5" and archive.seeds == (0, 1)
+    assert archive.optimizer == "adam" and archive.set == "AdamLR_10000_R5@4" and archive.seeds == (0, 1)
     wanted = [setting["learning_rate"] for setting in sets.get("AdamLR_10000_R5").settings()]
     np.testing.assert_allclose([setting["learning_rate"] for setting in archive.settings], wanted, rtol=1e-6)
     assert archive.steps.tolist() == [0, 2, 4]

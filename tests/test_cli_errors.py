@@ -231,7 +231,7 @@ GOES = "--grid, --sample and --optimizer.* go with --optimizer; a set has its ow
         (f"{A} -c flat.yaml", "hyperparameters in flat.yaml must be a mapping, not 0.1."),
         (f"{S} -c grid.yaml", "grid in grid.yaml must be a list, not 'learning_rate=0.1'."),
         (f"{S} --set missing.yaml", "Set file missing.yaml cannot be read"),
-        (f"{S} --set sets.py:mine", "sets.py cannot be run: RuntimeError: no luck second line"),
+        (f"{S} --set sets.py:mine", "sets.py cannot be run: RuntimeError: no luck."),
         (f"{S} --set list.yaml", "Set file list.yaml must be a mapping"),
         # task files
         ("train --task raises.py:task", "Task file 'raises.py' raised RuntimeError: no luck (line 3)."),

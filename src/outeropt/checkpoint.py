@@ -72,8 +72,9 @@ def save(path: str | Path, tree: PyTree, metadata: Mapping[str, Any] | None = No
         "checksum": str(_checksum(tensors)),
         "metadata": _json(metadata or {}),
     }
-    # Two processes may save the same checkpoint at once.
+    # Two processes may save the same checkpoint at once: each writes a file of its own.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    _clear(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.numpy.save_file(tensors, partial, metadata=header)
@@ -173,6 +174,17 @@ def _checksum(tensors: Mapping[str, np.ndarray]) -> int:
     for name in sorted(tensors):
         total = zlib.crc32(tensors[name].reshape(-1).view(np.uint8).data, total)
     return total
+
+
+def _clear(path: Path) -> None:
+    """Removes what processes that were killed while saving to `path` have left."""
+    for left in path.parent.glob(f"{path.name}.*.partial"):
+        try:
+            os.kill(int(left.name.split(".")[-2]), 0)
+        except (ValueError, ProcessLookupError):
+            left.unlink(missing_ok=True)
+        except PermissionError:
+            continue  # somebody else's process, alive
 
 
 def _flush(path: Path) -> None:

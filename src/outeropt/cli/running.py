@@ -99,8 +99,9 @@ def _of_set(config: "SweepConfig", name: str) -> Plan:
     every = config.eval_every
     if every is None and steps % item.eval_every == 0:
         every = item.eval_every
-    # Under its own name a set keeps its own length: another one would replace it in the store.
-    label = item.name if steps == item.steps else f"{item.name}@{steps}"
+    # A published name says how long its trials are; a shorter run must not take its place in the store.
+    shortened = "published" in item.tags and steps != item.steps
+    label = f"{item.name}@{steps}" if shortened else item.name
     return Plan(
         config.name or label,
         item.optimizer,

@@ -93,16 +93,19 @@ def show_leaderboard(board: "Leaderboard") -> None:
     places: dict[str, dict[str, Row]] = {}
     for row in board.rows:
         places.setdefault(row.optimizer, {})[row.ruleset] = row
+    played = [ruleset for ruleset in ("tuned", "as is") if board.rows_of(ruleset)]
     rows = []
-    for name, by_ruleset in sorted(
-        places.items(), key=lambda item: -max(row.score for row in item[1].values())
-    ):
+    for name, rows_of in sorted(places.items(), key=lambda item: -max(r.score for r in item[1].values())):
         cells = [name]
-        for ruleset in ("tuned", "as is"):
-            row = by_ruleset.get(ruleset)
+        for ruleset in played:
+            row = rows_of.get(ruleset)
             cells += [f"{row.score:.2f}", f"{row.low:.2f} to {row.high:.2f}"] if row else ["-", ""]
-        worst = max(row.diverged for row in by_ruleset.values())
+        worst = max(row.diverged for row in rows_of.values())
         rows.append([*cells, f"{worst:.0%}" if worst else ""])
-    columns = ["optimizer", "tuned ", "95% ", "as is ", "95% ", "diverged "]
+    columns = [
+        "optimizer",
+        *(column for ruleset in played for column in (f"{ruleset} ", "95% ")),
+        "diverged ",
+    ]
     title = f"Speed-up over the tuned reference {board.reference}: {board.curve}, {len(board.tasks)} tasks"
     show_table(columns, rows, title)
