@@ -1,6 +1,6 @@
 """Makes the tuned list of NAdamW configurations that the package ships, by a search on our own tasks.
 
-    python benchmarks/make_opt_list.py --store opt_list.db --count 20
+    python benchmarks/make_opt_list.py --store opt_list.db
 
 Draws random configurations of `nadamw_cosine`, trains every task with each, and orders them greedily: each
 next one most lowers the mean over tasks of the best loss so far. A store given with `--store` keeps finished
@@ -42,9 +42,9 @@ TASKS = (
     "ImageMLP_FashionMnist8_Relu32",
     "ImageMLPAE_Digits_32x8x32_bs128",
     "Logistic_Digits",
-    "UCI_Kin8nm",
-    "Conv_Digits_16x32",
+    "UCI_Yacht",
     "Quadratic_100_cond1000_rotated",
+    "Linear_100_cond1000",
 )
 
 
@@ -72,10 +72,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--configurations", type=int, default=500)
-    parser.add_argument("--count", type=int, default=20, help="length of the list")
+    parser.add_argument("--configurations", type=int, default=256)
+    parser.add_argument("--count", type=int, default=10, help="length of the list")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--store", default=None, help="keeps finished trials")
     parser.add_argument("--out", default=str(OPT_LIST))

@@ -128,7 +128,7 @@ def advance(
 
 @functools.cache
 def _program(platform: str) -> Callable[..., Any]:
-    # On CPU, LLVM's second level takes twice as long to compile and runs no faster (docs/benchmarks.md).
+    # On CPU, LLVM's second level takes longer to compile and runs no faster (docs/benchmarks.md).
     options = {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
     jit: Any = eqx.filter_jit  # its signature hides the options that it hands to jax.jit
     return jit(_advance, donate="all-except-first", compiler_options=options)
