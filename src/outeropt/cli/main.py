@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from outeropt.errors import OuteroptError, near_misses
@@ -50,7 +51,10 @@ def main(words: Sequence[str] | None = None) -> int:
         from outeropt.cli.config import parse
 
         module = importlib.import_module(f"outeropt.cli.{verb}")
-        module.run(parse(verb, module.Config, rest))
+        config = parse(verb, module.Config, rest)
+        with warnings.catch_warnings():
+            warnings.showwarning = _tell
+            module.run(config)
         sys.stdout.flush()
     except OuteroptError as error:
         print(f"outeropt: {' '.join(str(error).split())}", file=sys.stderr)
@@ -69,6 +73,11 @@ def main(words: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
+
+
+def _tell(message: Warning | str, *_: object) -> None:
+    """Shows a warning as one line, without the place in the code that it came from."""
+    print(f"outeropt: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _help() -> str:
