@@ -265,6 +265,11 @@ def test_padding_is_least():
     assert [c.lanes for c in chunks] == [4, 1]
 
 
+def test_an_optimizer_without_hyperparameters_can_be_swept():
+    archive = sweep(tasks.get("Function_Booth"), optimizers.get("lbfgs"), seeds=3, steps=8, eval_every=8)
+    assert archive.settings == ({},) and (archive.final("train/loss") < 1e-3).all()
+
+
 def test_more_seeds_than_settings_share_devices_by_seed(task, adam):
     archive = sweep(task, adam, seeds=5, steps=10)
     assert archive.curves["train/loss"].shape == (1, 5, 11)

@@ -20,19 +20,21 @@ class Settings(eqx.Module):
 
     Attributes:
       stacked: the optimizer whose array leaves carry the leading setting axis.
+      count: how many settings (an optimizer without leaves does not tell).
     """
 
     stacked: Optimizer
+    count: int = eqx.field(static=True)
 
     def __len__(self) -> int:
-        return tree.size(eqx.filter(self.stacked, eqx.is_array))
+        return self.count
 
     def __getitem__(self, index: int) -> Optimizer:
         return _take(self.stacked, index)
 
     def select(self, indices: Sequence[int]) -> "Settings":
         """The settings at `indices`, in that order."""
-        return Settings(_take(self.stacked, np.asarray(indices)))
+        return Settings(_take(self.stacked, np.asarray(indices)), len(indices))
 
     def describe(self) -> tuple[dict[str, float], ...]:
         """Scalar hyperparameters by name, one dictionary per setting."""
@@ -59,7 +61,7 @@ def _shortest(value: np.generic) -> float:
 def stack(optimizers: Sequence[Optimizer]) -> Settings:
     """Stacks optimizers of equal structure."""
     arrays, static = zip(*(eqx.partition(optimizer, eqx.is_array) for optimizer in optimizers))
-    return Settings(eqx.combine(tree.stack(arrays), static[0]))
+    return Settings(eqx.combine(tree.stack(arrays), static[0]), len(optimizers))
 
 
 Values = int | Iterable[float]
