@@ -206,3 +206,16 @@ def test_labels_are_the_leaderboards():
     assert labels == {"adam-lr": "adam", "sgd-lr": "sgd", "another": "adam (another)"}
     assert [entry.label for entry in contestants(held, board)][:2] == order(board)
     assert {entry.set: entry.label for entry in contestants(held)}["adam-lr"] == "adam (adam-lr)"
+
+
+def test_a_wrapped_learning_rate_counts_as_the_learning_rate():
+    wrapped = {"inner.learning_rate": 0.2, "inner.inner.b1": 0.8, "b1": 0.9}
+    assert series._number({"learning_rate": 0.1}, "learning_rate") == 0.1
+    assert series._number(wrapped, "learning_rate") == 0.2
+    assert series._number(wrapped, "b1") == 0.9
+    assert np.isnan(series._number({"a.x": 1.0, "b.x": 2.0}, "x"))
+    rates = dataclasses.replace(
+        archive(), settings=tuple({f"inner.{k}": v for k, v in s.items()} for s in archive().settings)
+    )
+    assert series.hyperparameters([rates]) == series.hyperparameters([archive()])
+    assert series.sensitivity(rates, "learning_rate") is not None

@@ -187,7 +187,7 @@ def hyperparameters(archives: Iterable[Archive]) -> list[str]:
     """Names of numeric hyperparameters that take two values or more in some archive; learning rate first."""
     names: dict[str, None] = {}
     for archive in archives:
-        for name in sorted({key for setting in archive.settings for key in setting}):
+        for name in sorted({key.rpartition(".")[2] for setting in archive.settings for key in setting}):
             values = {_number(setting, name) for setting in archive.settings}
             if sum(map(np.isfinite, values)) > 1:
                 names[name] = None
@@ -219,6 +219,12 @@ def prefers_log(values: Float[np.ndarray, "*shape"]) -> bool:
 
 
 def _number(setting: Mapping[str, Any], name: str) -> float:
-    """A setting's number, NaN if it has none of this name (a missing name, or a choice)."""
+    """A setting's number, NaN if it has none of this name (a missing name, or a choice).
+
+    The learning rate of a wrapped optimizer, `inner.learning_rate`, counts as its `learning_rate`.
+    """
     value = setting.get(name)
+    if value is None:
+        ends = [full for full in setting if full.endswith(f".{name}")]
+        value = setting[ends[0]] if len(ends) == 1 else None
     return float(value) if isinstance(value, int | float) else float("nan")
