@@ -101,7 +101,7 @@ def test_tasks_of_equal_shape_share_a_program(adam):
 def test_divergence_harms_no_other_lane(task):
     sgd = optimizers.get("sgd")
     archive = sweep(task, grid(sgd, learning_rate=[1e-2, 100.0]), seeds=2, steps=60, eval_every=10)
-    alone = sweep(task, grid(sgd, learning_rate=[1e-2, 1e-2]), seeds=2, steps=60, eval_every=10)
+    alone = sweep(task, grid(sgd, learning_rate=[1e-2, 1.1e-2]), seeds=2, steps=60, eval_every=10)
     assert (archive.diverged_at[0] == -1).all()
     assert (archive.diverged_at[1] > 0).all()
     for name, curve in archive.curves.items():
@@ -165,6 +165,23 @@ def test_nothing_runs_twice(task, adam, tmp_path, monkeypatch):
             np.testing.assert_allclose(curve, other.curves[name], rtol=2e-6, atol=1e-6)
     same(again, third)
     same(again, stored)
+
+
+def test_a_setting_given_twice_runs_once(task, adam, monkeypatch):
+    ran = []
+    real = runner.Runner.run
+    monkeypatch.setattr(
+        runner.Runner,
+        "run",
+        lambda self, chunk, partial: ran.append((chunk, self.block)) or real(self, chunk, partial),
+    )
+    settings = grid(adam, learning_rate=[0.01, 0.1, 0.01])
+    reported = []
+    archive = sweep(task, settings, seeds=2, steps=10, report=reported.append)
+    assert sum(chunk.lanes for chunk, _ in ran) == 4 and {block.settings for _, block in ran} == {2}
+    assert sum(reported) == pytest.approx(6)
+    np.testing.assert_array_equal(archive.curves["train/loss"][0], archive.curves["train/loss"][2])
+    assert (archive.ids[0] == archive.ids[2]).all() and (archive.ids[0] != archive.ids[1]).all()
 
 
 def test_identity_tells_trials_apart(task, adam):

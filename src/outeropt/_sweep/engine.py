@@ -80,8 +80,15 @@ def sweep(
                 ids[position, seed] = tree.fingerprint(content)
     in_order = [described[i] for i in sorted(described)]
     whole = _Whole(task, optimizer_name, set, protocol, seed_list, in_order, ids)
+    # A setting that is given twice is run once, in its first place.
+    first: dict[str, tuple[int, int]] = {}
+    for place, name in ids.items():
+        first.setdefault(name, place)
     # Traces the task with every optimizer: what cannot run fails here, before the store hears of it.
-    blocks = [layout(task, settings, seed_list, lanes, local) for _, settings in parts]
+    blocks = []
+    for positions, settings in parts:
+        once = [i for i, p in enumerate(positions) if first[ids[p, seed_list[0]]][0] == p]
+        blocks.append(layout(task, settings.select(once), seed_list, lanes, local))
 
     found: dict[tuple[int, int], Trial] = {}
     if store:
@@ -91,7 +98,10 @@ def sweep(
     if report and found:
         report(len(found))
     for (positions, settings), block in zip(parts, blocks):
-        wanted = [(i, [k for k in seed_list if (p, k) not in found]) for i, p in enumerate(positions)]
+        wanted = [
+            (i, [k for k in seed_list if (p, k) not in found and first[ids[p, k]] == (p, k)])
+            for i, p in enumerate(positions)
+        ]
         if not any(needed for _, needed in wanted):
             continue
         runner = Runner(task, settings, protocol, block, report)
@@ -109,7 +119,10 @@ def sweep(
             elif report:
                 report(chunk.lanes)
             found |= done
-    return whole.archive(found)
+    again = {place: found[first[name]] for place, name in ids.items() if place not in found}
+    if report and again:
+        report(len(again))
+    return whole.archive(found | again)
 
 
 def _seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
