@@ -113,7 +113,7 @@ GOES = "--grid, --sample and --optimizer.* go with --optimizer; a set has its ow
     ("words", "line"),
     [
         # names
-        ("trian", "outeropt has no verb 'trian'; did you mean train?"),
+        ("trian", "outeropt has no verb 'trian'; did you mean train or metatrain?"),
         ("zzz", "outeropt has no verb 'zzz'; verbs: leaderboard, list, describe, train, sweep,"),
         ("--frobnicate", "outeropt has no verb '--frobnicate'; verbs: leaderboard,"),
         ("train --task Quadratic_1O", "No task is called 'Quadratic_1O'. Did you mean Quadratic_10 or"),
@@ -171,7 +171,10 @@ GOES = "--grid, --sample and --optimizer.* go with --optimizer; a set has its ow
             f"{A} --optimizer.learning-rate",
             "--optimizer.learning-rate needs a value, as in --optimizer.learn",
         ),
-        ("list tasks --optimizer.learning-rate 1", "outeropt list takes no --optimizer.* options."),
+        (
+            "list tasks --optimizer.learning-rate 1",
+            "outeropt list takes no --optimizer.* options; it has none.",
+        ),
         (
             f"{T} --optimizer muon --optimizer.ns-steps 1.5",
             "ns_steps of muon must be a whole number, not 1.5.",

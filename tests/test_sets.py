@@ -16,6 +16,7 @@ from outeropt.bench.published_sets import LEFT_OUT
 from outeropt.bench.scores import ruleset_of
 from outeropt.bench.sets import HyperparameterSet
 from outeropt.errors import ConfigError, OutOfSpace, UnknownName
+from outeropt.learned import AdafacMLP
 
 
 TABLE = json.loads((pathlib.Path(__file__).parent / "golden" / "tables" / "hparam_sets.json").read_text())
@@ -46,7 +47,12 @@ def left_out(name):
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in LEFT_OUT)
 
 
-OFFERED = sorted(name for name in TABLE["sets"] if not left_out(name))
+OFFERED = sorted(
+    name for name, row in TABLE["sets"].items() if not left_out(name) and not row["needs_opt_name_and_path"]
+)
+FOR_WEIGHTS = sorted(
+    name for name, row in TABLE["sets"].items() if not left_out(name) and row["needs_opt_name_and_path"]
+)
 
 
 @functools.cache
@@ -57,10 +63,13 @@ def everything():
 def test_all_sets_of_the_original_are_offered_or_explained():
     published = [name for name in everything() if sets.get(name).tags == ("published",)]
     assert sorted(published) == OFFERED
-    assert len(OFFERED) == 35 and len(TABLE["sets"]) == 69
-    for name, row in TABLE["sets"].items():
-        if row["needs_opt_name_and_path"] or "Shampoo" in row["optimizer"] or "OptList" in row["optimizer"]:
-            assert left_out(name)
+    assert len(OFFERED) == 35 and len(FOR_WEIGHTS) == 26 and len(TABLE["sets"]) == 69
+    for name in FOR_WEIGHTS:
+        with pytest.raises(UnknownName, match=f"Set {name} needs a learned optimizer: write {name}:WEIGHTS"):
+            sets.get(name)
+    for name in TABLE["sets"]:
+        if left_out(name):
+            assert "Shampoo" in name or "OptList" in name
             with pytest.raises(UnknownName, match=f"{name} of learned_optimization is not offered: "):
                 sets.get(name)
 
@@ -81,6 +90,32 @@ def test_published_sets_are_the_original_s(name):
     assert list(found.grid.items()) == grid  # the order of names is the order of settings
     for key, value in bindings.items():
         assert found.fixed[ours(key)] == value
+
+
+@pytest.mark.parametrize("name", FOR_WEIGHTS)
+def test_published_sets_of_learned_optimizers_are_the_original_s(name, weights):
+    row, found = TABLE["sets"][name], sets.get(f"{name}:{weights}")
+    assert found.name == f"{name}-mine" and found.shown.endswith("learned:mine")
+    assert len(found.settings()) == row["num_configs"]
+    assert (found.seeds, found.steps, found.eval_every) == (row["seeds"], row["num_steps"], row["eval_every"])
+    assert (found.eval_batches, found.last_eval_batches) == (row["eval_batches"], row["last_eval_batches"])
+    bindings = dict(row["other_bindings"])
+    accumulated = bindings.get("GradientAccumulator.opt") == "@opt_from_checkpoint()"
+    assert found.optimizer == f"{'accumulate:' if accumulated else ''}learned:{weights}"
+    assert list(found.grid.items()) == [(ours(key), tuple(values)) for key, values in row["grid"]]
+    if "GradientAccumulator.num_average" in bindings:
+        assert found.fixed == {"every": bindings["GradientAccumulator.num_average"]}
+    built = found.build(found.settings()[-1])
+    every = {**found.fixed, **found.settings()[-1]}.get("every")
+    assert every is None or float(built.hyperparameters["every"]) == every
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A learned optimizer in a folder, as meta-training leaves it."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    AdafacMLP().save(folder / "optimizer.safetensors")
+    return str(folder)
 
 
 def ours(key):
@@ -157,6 +192,24 @@ def test_settings_are_nested_loops():
         {"b1": 0.9, "learning_rate": 0.1},
     )
     assert len(found.optimizers()) == 4
+
+
+def test_a_set_under_another_protocol():
+    published = sets.get("AdamLR_2000_R5")
+    assert published.adapted() == published
+    short = published.adapted(steps=25, seeds=2, eval_batches=1)
+    assert short.name == "AdamLR_2000_R5@25" and short.settings() == published.settings()
+    assert short.protocol == {
+        "seeds": 2,
+        "steps": 25,
+        "eval_every": 1,  # 10 does not divide 25
+        "eval_batches": 1,
+        "last_eval_batches": 10,
+    }
+    assert published.adapted(steps=400).eval_every == 10
+    assert sets.get("adam-lr").adapted(**short.protocol).name == "adam-lr"
+    with pytest.raises(ConfigError, match="eval_every = 3 does not divide steps = 4; 2 would"):
+        published.adapted(steps=4, eval_every=3)
 
 
 def test_names_by_pattern():

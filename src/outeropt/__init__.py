@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 
-_ROOMS = ("bench", "data", "optimizers", "tasks")
+_ROOMS = ("bench", "data", "learned", "metatraining", "optimizers", "tasks")
 _NAMES = {
     "Optimizer": "outeropt.optimizer",
     "Task": "outeropt.task",
@@ -29,6 +29,8 @@ _NAMES = {
 if TYPE_CHECKING:
     from outeropt import bench as bench
     from outeropt import data as data
+    from outeropt import learned as learned
+    from outeropt import metatraining as metatraining
     from outeropt import optimizers as optimizers
     from outeropt import tasks as tasks
     from outeropt._sweep import (

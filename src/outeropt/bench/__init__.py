@@ -6,6 +6,18 @@ from outeropt.bench.profiles import Profile
 from outeropt.bench.sets import HyperparameterSet
 from outeropt.bench.statistics import Interval
 from outeropt.bench.tunability import Tunability
+from outeropt.bench.versus import Comparison, Duel, Standing
 
 
-__all__ = ["HyperparameterSet", "Interval", "Leaderboard", "Normalizer", "Profile", "Row", "Tunability"]
+__all__ = [
+    "Comparison",
+    "Duel",
+    "HyperparameterSet",
+    "Interval",
+    "Leaderboard",
+    "Normalizer",
+    "Profile",
+    "Row",
+    "Standing",
+    "Tunability",
+]

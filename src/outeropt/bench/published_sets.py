@@ -16,7 +16,9 @@ _ACCUMULATE = {"every": ACCUMULATED, **_LR}
 _ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 1e-8}
 _RMSPROP = {"decay": 0.9, "eps": 1e-8}
 
-PUBLISHED: tuple[tuple[str, str, dict[str, Any], dict[str, tuple[float, ...]], str], ...] = (
+Table = tuple[tuple[str, str, dict[str, Any], dict[str, tuple[float, ...]], str], ...]
+
+PUBLISHED: Table = (
     ("AdaBeliefLR", "adabelief", {"b1": 0.9, "b2": 0.999, "eps": 1e-16, "eps_root": 1e-16}, _LR, "10000_R5"),
     ("AdaGradLR", "adagrad", {"initial_accumulator_value": 0.1, "eps": 1e-7}, _LR, "10000_R5"),
     ("AdafactorLR", "adafactor", {}, _LR, "10000_R5"),
@@ -42,9 +44,18 @@ PUBLISHED: tuple[tuple[str, str, dict[str, Any], dict[str, tuple[float, ...]], s
 )
 """Name, optimizer, fixed hyperparameters, grid, and the lengths and seeds that it comes in, as in names."""
 
+_TEN_THOUSANDS = " ".join(f"{steps}_R5" for steps in range(10_000, 100_001, 10_000))
+
+LEARNED: Table = (
+    ("LOpt", "learned:", {}, {}, f"1000_R5 2000_R5 5000_R5 10000_R1 {_TEN_THOUSANDS}"),
+    ("LOptGradAccum10", "accumulate:learned:", {"every": 10.0}, {}, f"5000_R5 {_TEN_THOUSANDS}"),
+    ("GradAccum_LOpt", "accumulate:learned:", {}, {"every": ACCUMULATED}, "16384_R5"),
+)
+"""As `PUBLISHED`, for learned optimizers; the user's weights complete the optimizer's name."""
+
 LEFT_OUT = {
     "OptList1k_*": "its list of a thousand settings is not ours to copy",
-    "*LOpt*": "it needs a learned optimizer's checkpoint, and those sets come with learned optimizers",
+    "GraftedShampoo_LOpt_*": "there is no Shampoo to give a learned optimizer's steps their direction",
     "Shampoo128*": "there is no Shampoo with grafting here yet",
 }
 """Sets of learned_optimization that are not offered, by pattern, and why."""

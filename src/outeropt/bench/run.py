@@ -53,7 +53,7 @@ def run(
             last_eval_batches=item.last_eval_batches,
             store=store,
             set=name,
-            optimizer_name=item.optimizer,
+            optimizer_name=item.shown,
             devices=devices,
             report=report,
         )

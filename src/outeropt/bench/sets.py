@@ -2,9 +2,10 @@
 
 `AdamLR_10000_R5` is the published name of Adam at 15 learning rates, 5 seeds, 10000 steps: settings, seeds,
 length and evaluation cadence are those of learned_optimization, so that its published archives compare with
-ours. For every registered optimizer there is also `<name>-lr`, nine learning rates from a
-hundredth to a hundred times its default, and
-`<name>-default`, the one setting that plays *as is*; wrapped optimizers (`clip:adam-lr`) have them as well.
+ours. `LOpt_10000_R5:WEIGHTS` is the published name of a learned optimizer's trials, with the weights to use:
+a shipped name, a file, or a folder of meta-training. For every registered optimizer there is also
+`<name>-lr`, nine learning rates from a hundredth to a hundred times its default, and `<name>-default`, the
+one setting that plays *as is*; wrapped optimizers (`clip:adam-lr`) have them as well.
 """
 
 import dataclasses
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from outeropt.bench.published_sets import LEFT_OUT, NOTES, PUBLISHED
+from outeropt.bench.learned_names import WORD, label, refuse_hyperparameters, registry, shown
+from outeropt.bench.published_sets import LEARNED, LEFT_OUT, NOTES, PUBLISHED, Table
 from outeropt.errors import ConfigError, UnknownName, first_line, near_misses, unknown_name
 
 
@@ -81,24 +83,71 @@ class HyperparameterSet:
         Raises:
           UnknownName: no such optimizer or hyperparameter.
           OutOfSpace: a value outside its space.
+          ConfigError: a hyperparameter for a learned optimizer, which has none.
         """
-        from outeropt import optimizers
-
         given = {**self.fixed, **setting}
+        refuse_hyperparameters(self.optimizer, given)
         # A leaf inside a schedule or a wrapper has a dotted name, which is no argument of a factory.
         arguments = {name: value for name, value in given.items() if "." not in name}
         inner = {name: value for name, value in given.items() if "." in name}
-        return optimizers.get(self.optimizer, **arguments).replace(inner)
+        return registry().get(self.optimizer, **arguments).replace(inner)
 
     def optimizers(self) -> list["Optimizer"]:
         """The optimizer at every setting, in order."""
         return [self.build(setting) for setting in self.settings()]
 
+    @property
+    def shown(self) -> str:
+        """The optimizer's name for readers: `learned:my_lopt` for `learned:runs/my_lopt`."""
+        return shown(self.optimizer)
 
-@functools.cache
-def _published() -> dict[str, HyperparameterSet]:
+    @property
+    def protocol(self) -> dict[str, int]:
+        """Seeds, length and cadence, as `adapted` takes them."""
+        return {count: getattr(self, count) for count in _PROTOCOL}
+
+    def adapted(
+        self,
+        *,
+        seeds: int | None = None,
+        steps: int | None = None,
+        eval_every: int | None = None,
+        eval_batches: int | None = None,
+        last_eval_batches: int | None = None,
+    ) -> "HyperparameterSet":
+        """The same settings with other seeds, length or cadence; None leaves as it is.
+
+        A cadence that does not divide the new length gives way to about a hundred evaluations. A published
+        name says how long its trials are, so a set of another length is called `NAME@steps`.
+
+        Raises:
+          ConfigError: a count below 1, or a given `eval_every` that does not divide the length.
+        """
+        from outeropt.training import cadence
+
+        steps = self.steps if steps is None else steps
+        if eval_every is None and steps % self.eval_every == 0:
+            eval_every = self.eval_every
+        batches = self.eval_batches if eval_batches is None else eval_batches
+        last = self.last_eval_batches if last_eval_batches is None else last_eval_batches
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}@{steps}" if "published" in self.tags and steps != self.steps else self.name,
+            seeds=self.seeds if seeds is None else seeds,
+            steps=steps,
+            eval_every=cadence(steps, eval_every, batches, last),
+            eval_batches=batches,
+            last_eval_batches=last,
+        )
+
+
+_PROTOCOL = ("seeds", "steps", "eval_every", "eval_batches", "last_eval_batches")
+
+
+def _numbered(table: Table, tags: tuple[str, ...]) -> dict[str, HyperparameterSet]:
+    """A table's sets at each of its lengths, by name."""
     found = {}
-    for prefix, optimizer, fixed, grid, variants in PUBLISHED:
+    for prefix, optimizer, fixed, grid, variants in table:
         for variant in variants.split():
             steps, seeds = variant.split("_R")
             name = f"{prefix}_{variant}"
@@ -110,15 +159,51 @@ def _published() -> dict[str, HyperparameterSet]:
                 int(seeds),
                 int(steps),
                 note=NOTES.get(prefix, ""),
-                tags=("published",),
+                tags=tags,
             )
     return found
 
 
+@functools.cache
+def _published() -> dict[str, HyperparameterSet]:
+    return _numbered(PUBLISHED, ("published",))
+
+
+@functools.cache
+def _for_weights() -> dict[str, HyperparameterSet]:
+    return _numbered(LEARNED, ("published", "learned"))
+
+
+def takes_weights(name: str) -> bool:
+    """Whether a name is one of learned_optimization's for learned optimizers, with or without weights."""
+    return name.partition(":")[0] in _for_weights()
+
+
+def learned(weights: str, like: HyperparameterSet) -> HyperparameterSet:
+    """A learned optimizer under the protocol of another set, named as learned_optimization names such sets.
+
+    Args:
+      weights: a shipped name, a file, or a folder of meta-training.
+      like: gives seeds, length and cadence; beside `AdamLR_2000_R5` stands `LOpt_2000_R5-my_lopt`.
+
+    Raises:
+      UnknownName: neither a name nor a file.
+      OuteroptError: the file is damaged, or holds no learned optimizer.
+    """
+    empty = HyperparameterSet(f"LOpt_{like.steps}_R{like.seeds}", "learned:", tags=("published", "learned"))
+    return _with_weights(dataclasses.replace(empty, **like.protocol), weights)
+
+
+def _with_weights(item: HyperparameterSet, weights: str) -> HyperparameterSet:
+    registry().get(f"learned:{weights}")
+    return dataclasses.replace(
+        item, name=f"{item.name}-{label(weights)}", optimizer=f"{item.optimizer}{weights}"
+    )
+
+
 def tuned(optimizer: str) -> HyperparameterSet | None:
     """`<optimizer>-lr`; None for an optimizer without a learning rate."""
-    from outeropt import optimizers
-
+    optimizers = registry()
     spaces = optimizers.get(optimizer).spaces
     leaf = next((name for name in spaces if name.split(".")[-1] == "learning_rate"), None)
     leaf = leaf or next((name for name in spaces if name.endswith("learning_rate.peak")), None)
@@ -137,14 +222,15 @@ def _default(optimizer: str) -> HyperparameterSet:
 
 
 def names(pattern: str | None = None) -> list[str]:
-    """Names of all sets, published ones first.
+    """Names of all sets, published ones first; those for learned optimizers with all weights that ship.
 
     Args:
       pattern: keep names that match, with `*` and `?` as in file names.
     """
-    from outeropt import optimizers
+    optimizers = registry()
+    from outeropt import learned
 
-    found = list(_published())
+    found = [*_published(), *(f"{name}:{weights}" for weights in learned.names() for name in _for_weights())]
     for optimizer in optimizers.names():
         grid = tuned(optimizer)
         found += [grid.name] if grid else []
@@ -153,14 +239,23 @@ def names(pattern: str | None = None) -> list[str]:
 
 
 def get(name: str) -> HyperparameterSet:
-    """A set by name; also `path.yaml` (see `from_yaml`) and `path.py:attribute`.
+    """A set by name; also `LOpt_2000_R5:WEIGHTS`, `path.yaml` (see `from_yaml`) and `path.py:attribute`.
 
     Raises:
-      UnknownName: no such set, or one of learned_optimization's that is not offered, and why.
+      UnknownName: no such set or weights, or one of learned_optimization's that is not offered, and why.
       ConfigError: a file that does not describe a set.
+      OuteroptError: weights that cannot be read.
     """
     if name in _published():
         return _published()[name]
+    if takes_weights(name):
+        prefix, _, weights = name.partition(":")
+        if not weights:
+            raise UnknownName(
+                f"Set {name} needs a learned optimizer: write {name}:WEIGHTS with a name of outeropt list "
+                "weights, a file, or a folder of meta-training."
+            )
+        return _with_weights(_for_weights()[prefix], weights)
     if name.endswith((".yaml", ".yml")):
         return from_yaml(name)
     path, separator, attribute = name.rpartition(":")
@@ -176,11 +271,11 @@ def get(name: str) -> HyperparameterSet:
 
 
 def _generated(name: str, optimizer: str, kind: str) -> HyperparameterSet:
-    from outeropt import optimizers
-
     try:
-        optimizers.get(optimizer)
+        registry().get(optimizer)
     except UnknownName:
+        if WORD in optimizer:
+            raise  # it says which weights there are
         raise unknown_name("hyperparameter set", name, names(), see="outeropt list sets") from None
     found = tuned(optimizer) if kind == "lr" else _default(optimizer)
     if found is None:

@@ -21,28 +21,25 @@ C = TypeVar("C")
 # What a hyperparameter can be on the command line and in YAML.
 Plain = int | float | bool | str
 
-_OPTION = "--optimizer."
-
 
 def parse(verb: str, config_class: type[C], words: Sequence[str]) -> C:
     """Reads the words after a verb into its configuration.
 
-    `-c a.yaml b.yaml` fills it first (the later file wins), flags override, and `--optimizer.NAME VALUE` sets
-    a hyperparameter of the optimizer.
+    `-c a.yaml b.yaml` fills it first (the later file wins) and flags override. A configuration's `DOTTED`
+    says which mappings take options of their own: with `{"optimizer": "hyperparameters"}`,
+    `--optimizer.NAME VALUE` sets one entry of `hyperparameters`.
 
     Raises:
       ConfigError: an unknown key, a wrong type, a missing value or an unreadable file.
       SystemExit: help was asked for, and printed.
     """
     files, words = _take_files(verb, words)
-    hyperparameters, words = _take_hyperparameters(words)
+    entries, words = _take_dotted(verb, words, getattr(config_class, "DOTTED", {}))
     given: dict[str, Any] = {}
     for file in files:
         given |= _read_yaml(file, config_class, given)
-    if hyperparameters:
-        if "hyperparameters" not in _fields(config_class):
-            raise ConfigError(f"outeropt {verb} takes no {_OPTION}* options.")
-        given["hyperparameters"] = {**given.get("hyperparameters", {}), **hyperparameters}
+    for field, values in entries.items():
+        given[field] = {**given.get(field, {}), **values}
     # tyro would add to the list of a file; a flag replaces it.
     flags = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
     given = {name: value for name, value in given.items() if not (isinstance(value, tuple) and name in flags)}
@@ -74,21 +71,27 @@ def _take_files(verb: str, words: Sequence[str]) -> tuple[list[Path], list[str]]
     return files, rest
 
 
-def _take_hyperparameters(words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Pulls `--optimizer.NAME VALUE` and `--optimizer.NAME=VALUE` out of the words."""
-    found, rest = {}, []
-    words = list(words)
+def _take_dotted(
+    verb: str, words: list[str], dotted: Mapping[str, str]
+) -> tuple[dict[str, dict[str, Plain]], list[str]]:
+    """Pulls `--HEAD.NAME VALUE` and `--HEAD.NAME=VALUE` out of the words: entries by field."""
+    found: dict[str, dict[str, Plain]] = {}
+    rest, words = [], list(words)
     while words:
         word = words.pop(0)
-        if not word.startswith(_OPTION):
+        option, equals, value = word.partition("=")
+        head, dot, name = option.removeprefix("--").partition(".")
+        if not word.startswith("--") or not dot or not name:
             rest.append(word)
             continue
-        name, equals, value = word[len(_OPTION) :].partition("=")
+        if head not in dotted:
+            allowed = f"it takes {', '.join(f'--{known}.*' for known in dotted)}" if dotted else "it has none"
+            raise ConfigError(f"outeropt {verb} takes no --{head}.* options; {allowed}.")
         if not equals:
             if not words:
                 raise ConfigError(f"{word} needs a value, as in {word} 1e-3.")
             value = words.pop(0)
-        found[name.replace("-", "_")] = _plain(value)
+        found.setdefault(dotted[head], {})[name.replace("-", "_")] = _plain(value)
     return found, rest
 
 

@@ -1,6 +1,8 @@
 """`outeropt list`: what there is, by name or pattern."""
 
 import dataclasses
+import fnmatch
+from collections.abc import Iterable
 from typing import Literal
 
 import tyro
@@ -8,9 +10,11 @@ import tyro
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """List tasks, optimizers, sets or datasets."""
+    """List tasks, optimizers, sets, datasets, or learned optimizers: architectures, estimators, weights."""
 
-    what: tyro.conf.Positional[Literal["tasks", "optimizers", "sets", "data"]]
+    what: tyro.conf.Positional[
+        Literal["tasks", "optimizers", "sets", "data", "architectures", "estimators", "weights"]
+    ]
     """What to list."""
     pattern: tyro.conf.Positional[str | None] = None
     """Keep names that match, with *, ? and [...] as in a shell; quote it."""
@@ -18,38 +22,62 @@ class Config:
 
 def run(config: Config) -> None:
     """Runs the command."""
-    names = {"tasks": _tasks, "optimizers": _optimizers, "sets": _sets, "data": _data}[config.what]
-    found = names(config.pattern)
+    kinds = {
+        "tasks": _tasks,
+        "optimizers": _optimizers,
+        "sets": _sets,
+        "data": _data,
+        "architectures": _architectures,
+        "estimators": _estimators,
+        "weights": _weights,
+    }
+    pattern = config.pattern
+    found = [name for name in kinds[config.what]() if pattern is None or fnmatch.fnmatchcase(name, pattern)]
     for name in found:
         print(name)
-    if not found:
+    if not found and pattern is not None:
         from outeropt.errors import UnknownName
 
-        see = f"outeropt list {config.what}"
-        raise UnknownName(f"No {config.what} match {config.pattern!r}; {see} shows all.")
+        raise UnknownName(f"No {config.what} match {pattern!r}; outeropt list {config.what} shows all.")
 
 
-def _tasks(pattern: str | None) -> list[str]:
+def _tasks() -> Iterable[str]:
     from outeropt import tasks
 
-    return tasks.names(pattern)
+    return tasks.names()
 
 
-def _optimizers(pattern: str | None) -> list[str]:
-    from outeropt import optimizers
+def _optimizers() -> Iterable[str]:
+    from outeropt.bench.learned_names import registry
 
-    return optimizers.names(pattern)
+    return registry().names()
 
 
-def _sets(pattern: str | None) -> list[str]:
+def _sets() -> Iterable[str]:
     from outeropt.bench import sets
 
-    return sets.names(pattern)
+    return sets.names()
 
 
-def _data(pattern: str | None) -> list[str]:
-    import fnmatch
-
+def _data() -> Iterable[str]:
     from outeropt import data
 
-    return [name for name in data.names() if pattern is None or fnmatch.fnmatchcase(name, pattern)]
+    return data.names()
+
+
+def _architectures() -> Iterable[str]:
+    from outeropt import learned
+
+    return learned.ARCHITECTURES
+
+
+def _estimators() -> Iterable[str]:
+    from outeropt import metatraining
+
+    return metatraining.ESTIMATORS
+
+
+def _weights() -> Iterable[str]:
+    from outeropt import learned
+
+    return learned.names()

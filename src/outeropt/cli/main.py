@@ -12,10 +12,12 @@ from outeropt.errors import OuteroptError, near_misses
 # verb -> what it does; the module cli/<verb>.py holds its configuration and `run`.
 VERBS = {
     "leaderboard": "Rank optimizers on bundled tasks: a table and a report page in under three minutes.",
-    "list": "List tasks, optimizers, sets or datasets, by name or pattern.",
+    "list": "List tasks, optimizers, sets, datasets or weights, by name or pattern.",
     "describe": "Say what a task, optimizer, set or dataset is.",
     "train": "Train one optimizer on one task.",
     "sweep": "Train a task with many settings and seeds in one compiled program.",
+    "metatrain": "Learn an optimizer: meta-train it on tasks.",
+    "evaluate": "Compare learned optimizers with tuned baselines.",
     "report": "Turn a store into tables, figures and one interactive page.",
     "export": "Write a store's archives as Parquet and .npz files.",
     "load": "Load exported or published archives into a store.",

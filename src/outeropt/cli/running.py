@@ -41,10 +41,12 @@ def optimizer_from(name: str, hyperparameters: Mapping[str, Plain]) -> "Optimize
     Raises:
       UnknownName: no such optimizer or hyperparameter.
       OutOfSpace: a value outside its space.
-      ConfigError: a value of another type than the hyperparameter's.
+      ConfigError: a value of another type than the hyperparameter's, or one for a learned optimizer.
     """
-    from outeropt import optimizers
+    from outeropt.bench.learned_names import refuse_hyperparameters, registry
 
+    optimizers = registry()
+    refuse_hyperparameters(name, hyperparameters)
     settings = optimizers.describe(name).settings
     for key, value in hyperparameters.items():
         wanted = type(settings.get(key.rpartition(".")[2], 0.0))
@@ -65,6 +67,7 @@ def plan_of(config: "SweepConfig") -> Plan:
     if config.set is not None:
         return _of_set(config, config.set)
     from outeropt import grid, sample
+    from outeropt.bench.learned_names import shown
 
     assert config.optimizer is not None
     base = optimizer_from(config.optimizer, config.hyperparameters)
@@ -83,7 +86,7 @@ def plan_of(config: "SweepConfig") -> Plan:
         varied = [text for text, _ in axes.values()]
     return Plan(
         config.name or _label(config.optimizer, config.hyperparameters, varied),
-        config.optimizer,
+        shown(config.optimizer),
         settings,
         3 if config.seeds is None else config.seeds,
         1000 if config.steps is None else config.steps,
@@ -94,21 +97,15 @@ def plan_of(config: "SweepConfig") -> Plan:
 def _of_set(config: "SweepConfig", name: str) -> Plan:
     from outeropt.bench import sets
 
-    item = sets.get(name)
-    steps = item.steps if config.steps is None else config.steps
-    every = config.eval_every
-    if every is None and steps % item.eval_every == 0:
-        every = item.eval_every
-    # A published name says how long its trials are; a shorter run must not take its place in the store.
-    shortened = "published" in item.tags and steps != item.steps
-    label = f"{item.name}@{steps}" if shortened else item.name
+    # Under a name of its own: a shorter run must not take the place of a published one in the store.
+    item = sets.get(name).adapted(steps=config.steps, seeds=config.seeds, eval_every=config.eval_every)
     return Plan(
-        config.name or label,
-        item.optimizer,
+        config.name or item.name,
+        item.shown,
         item.optimizers(),
-        item.seeds if config.seeds is None else config.seeds,
-        steps,
-        every,
+        item.seeds,
+        item.steps,
+        item.eval_every,
         item.eval_batches,
         item.last_eval_batches,
     )
@@ -116,6 +113,7 @@ def _of_set(config: "SweepConfig", name: str) -> Plan:
 
 def _axes(config: "SweepConfig", base: "Optimizer") -> dict[str, tuple[str, Sequence[float]]]:
     """The text and the values of every --grid, by the full name of its hyperparameter."""
+    from outeropt.bench.learned_names import refuse_hyperparameters
     from outeropt.space import parse_grid
 
     fixed = {_full_name(name, base): name for name in config.hyperparameters}
@@ -126,6 +124,7 @@ def _axes(config: "SweepConfig", base: "Optimizer") -> dict[str, tuple[str, Sequ
             raise ConfigError(
                 f"--grid {text} is not understood; write NAME=log:1e-5:1e-1:9 or NAME=0.1,0.3,1."
             )
+        refuse_hyperparameters(config.optimizer or "", [name])
         full = _full_name(name.replace("-", "_"), base)
         if full in axes:
             raise ConfigError(f"{full} has two grids, {axes[full][0]} and {text}; give one.")
@@ -189,6 +188,7 @@ def single(task: "Task", optimizer: "Optimizer", config: "TrainConfig") -> "Arch
     import contextlib
 
     from outeropt import Store, sweep
+    from outeropt.bench.learned_names import shown
     from outeropt.progress import Progress
 
     if not 0 <= config.seed < 2**32:
@@ -207,6 +207,6 @@ def single(task: "Task", optimizer: "Optimizer", config: "TrainConfig") -> "Arch
             last_eval_batches=config.last_eval_batches,
             store=store,
             set=_label(config.optimizer, config.hyperparameters, ["train"]),
-            optimizer_name=config.optimizer,
+            optimizer_name=shown(config.optimizer),
             report=lambda trials: bar.advance(round(trials * config.steps)),
         )

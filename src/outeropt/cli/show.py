@@ -11,6 +11,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from outeropt.bench.leaderboard import Leaderboard, Row
+    from outeropt.bench.statistics import Interval
+    from outeropt.bench.versus import Comparison, Final, Standing
     from outeropt.store import Archive
 
 
@@ -38,7 +40,7 @@ def show_run(archive: "Archive") -> None:
     points = sorted({round(i * last / min(10, last)) for i in range(min(10, last) + 1)})
     rows = [[str(archive.steps[i]), *(number(archive.curves[n][0, 0, i]) for n in names)] for i in points]
     setting = ", ".join(f"{name} = {value:g}" for name, value in archive.settings[0].items())
-    title = f"{archive.task}: {archive.optimizer} ({setting})"
+    title = f"{archive.task}: {archive.optimizer}" + (f" ({setting})" if setting else "")
     show_table(["step ", *(f"{name} " for name in names)], rows, title)
     diverged = int(archive.diverged_at[0, 0])
     if diverged >= 0:
@@ -109,3 +111,77 @@ def show_leaderboard(board: "Leaderboard") -> None:
     ]
     title = f"Speed-up over the tuned reference {board.reference}: {board.curve}, {len(board.tasks)} tasks"
     show_table(columns, rows, title)
+
+
+_KEY = """\
+Settings are chosen by validation loss. Ratio, difference (seed by seed) and verdict compare test losses.
+Needs: the baseline's steps to the contestant's final loss. Better trial: how likely a trial of the contestant
+ends below one of the baseline. Intervals are 95%; a verdict is unclear where the difference's holds 0."""
+
+
+def show_comparison(comparison: "Comparison") -> None:
+    """Prints how everyone ended on one task: baselines at their best settings, then the contestants."""
+    several = len(comparison.baselines) > 1
+    duels = {final.label: [] for final in comparison.contestants}
+    for duel in comparison.duels:
+        duels[duel.contestant].append(duel)
+    rows = [[*_ended(final), *[""] * (4 + several)] for final in comparison.baselines]
+    for final in comparison.contestants:
+        for i, duel in enumerate(duels[final.label]):
+            rows.append(
+                [
+                    *(_ended(final) if i == 0 else [""] * 5),
+                    *([duel.baseline] if several else []),
+                    number(duel.ratio),
+                    _plus_minus(duel.difference),
+                    _needed(duel.steps, comparison.steps),
+                    duel.verdict,
+                ]
+            )
+    finals = ["optimizer", "train loss ", "valid loss ", "test loss ", "diverged "]
+    against = ["against"] if several else []
+    columns = [*finals, *against, "ratio ", "difference ", "needs ", "verdict"]
+    seeds = f"{comparison.baselines[0].seeds} seed{'s' if comparison.baselines[0].seeds > 1 else ''}"
+    show_table(columns, rows, f"{comparison.task}: {comparison.steps} steps, {seeds}")
+
+
+def show_standings(standings: "Sequence[Standing]") -> None:
+    """Prints wins and losses over all tasks, and what the columns of all these tables say."""
+    rows = [
+        [
+            row.contestant,
+            row.baseline,
+            str(row.tasks),
+            str(row.wins),
+            str(row.unclear),
+            str(row.losses),
+            number(row.ratio),
+            f"{row.better.estimate:.0%}",
+            f"{row.better.low:.0%} to {row.better.high:.0%}",
+            f"{row.diverged}/{row.trials}" if row.diverged else "",
+        ]
+        for row in standings
+    ]
+    counts = ["tasks ", "wins ", "unclear ", "loses "]
+    columns = ["optimizer", "against", *counts, "median ratio ", "better trial ", "95% ", "diverged "]
+    show_table(columns, rows, "Over all tasks")
+    print(_KEY)
+
+
+def _needed(steps: float, most: int) -> str:
+    if math.isnan(steps):
+        return "-"
+    return f"{steps:.0f}" if math.isfinite(steps) else f"> {most}"
+
+
+def _ended(final: "Final") -> list[str]:
+    setting = ", ".join(f"{name} {value:g}" for name, value in final.setting.items())
+    losses = [_plus_minus(interval) for interval in final.losses.values()]
+    lost = f"{final.diverged}/{final.seeds}" if final.diverged else ""
+    return [f"{final.label}, {setting}" if setting else final.label, *losses, lost]
+
+
+def _plus_minus(interval: "Interval") -> str:
+    half = interval.high - interval.estimate
+    spread = f" ± {half:.2g}" if math.isfinite(half) and half > 0 else ""
+    return f"{number(interval.estimate)}{spread}"

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -16,6 +16,8 @@ class Config:
     Hyperparameters are set by --optimizer.NAME VALUE; -c a.yaml b.yaml fills any option (the later file
     wins).
     """
+
+    DOTTED: ClassVar[dict[str, str]] = {"optimizer": "hyperparameters"}
 
     task: str
     """A task's name (outeropt list tasks), or path/to/file.py:attribute."""

@@ -1,8 +1,9 @@
-"""The names of optimizers: `names`, `get`, `describe`."""
+"""The names of optimizers: `names`, `get`, `describe`, and sources of further ones."""
 
 import dataclasses
 import fnmatch
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,29 @@ from outeropt.space import Space
 TABLE: dict[str, Entry] = {**OPTAX, **CONTRIB, **OWN}
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A room that makes optimizers of its own, under names that begin with its own word and a colon.
+
+    Attributes:
+      load: makes the optimizer from the rest of the name.
+      names: the rests of names that are known beforehand.
+      paper: where the method of one of them comes from.
+    """
+
+    load: Callable[[str], Optimizer]
+    names: Callable[[], list[str]]
+    paper: Callable[[Optimizer], Paper]
+
+
+SOURCES: dict[str, Source] = {}
+
+
+def add_source(word: str, source: Source) -> None:
+    """Lets names like `word:rest` be made by `source`, which a room on a higher floor brings."""
+    SOURCES[word] = source
+
+
 def names(pattern: str | None = None, tuning_free: bool | None = None) -> list[str]:
     """Every registered name, sorted.
 
@@ -27,7 +51,8 @@ def names(pattern: str | None = None, tuning_free: bool | None = None) -> list[s
       tuning_free: keep only optimizers that are (True) or are not (False) meant to work at their defaults
         anywhere.
     """
-    found = sorted({**TABLE, **aliases()})
+    sourced = {f"{word}:{rest}" for word, source in SOURCES.items() for rest in source.names()}
+    found = sorted({*TABLE, *aliases(), *sourced})
     if pattern is not None:
         found = [name for name in found if fnmatch.fnmatchcase(name, pattern)]
     if tuning_free is not None:
@@ -68,8 +93,10 @@ def get(name: str, **hyperparameters: Any) -> Optimizer:
 
 def _wrapped(name: str, hyperparameters: dict[str, Any]) -> Optimizer:
     first, rest = name.split(":", 1)
+    if first in SOURCES:
+        return SOURCES[first].load(rest).replace(hyperparameters)
     if first not in PREFIXES:
-        error = unknown_name("wrapper", first, PREFIXES)
+        error = unknown_name("wrapper", first, [*PREFIXES, *SOURCES])
         raise UnknownName(f"{error} Wrappers are {', '.join(PREFIXES)}.")
     prefix = PREFIXES[first]
     own = {key: value for key, value in hyperparameters.items() if key in prefix.arguments}
@@ -126,6 +153,9 @@ def describe(name: str) -> Description:
       UnknownName: there is no such optimizer or wrapper.
     """
     optimizer = get(name)
+    if (sourced := _sourced(name)) is not None:
+        paper = SOURCES[sourced].paper(optimizer)
+        return Description(name, paper, True, (), {}, optimizer.spaces, {})
     needs: tuple[str, ...] = ("value_fn",) if name == "sam" or "sam:" in name else ()
     paper, base = None, name.rsplit(":", 1)[-1]
     while base in aliases():
@@ -142,6 +172,11 @@ def describe(name: str) -> Description:
         spaces=optimizer.spaces,
         settings=_settings(entry),
     )
+
+
+def _sourced(name: str) -> str | None:
+    """The word of the source that makes the optimizer inside all wrappers; None for registered ones."""
+    return next((word for word in name.split(":") if word in SOURCES), None)
 
 
 def _settings(entry: Entry) -> dict[str, Any]:

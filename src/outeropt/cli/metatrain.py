@@ -1,0 +1,71 @@
+"""`outeropt metatrain`: learn an optimizer."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import tyro
+
+from outeropt.cli.config import Plain
+
+
+Entries = Annotated[dict[str, Plain], tyro.conf.Suppress]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Learn an optimizer: descend on its meta-parameters by estimated gradients of its meta-loss.
+
+    -c a.yaml b.yaml fills any option (the later file wins). --settings.NAME, --estimator.NAME and
+    --outer.NAME set what the architecture, the estimator and the outer optimizer take. A run that was
+    interrupted goes on when the same command is given again.
+    """
+
+    DOTTED: ClassVar[dict[str, str]] = {
+        "settings": "settings",
+        "estimator": "estimator_settings",
+        "outer": "outer_hyperparameters",
+    }
+
+    out: Path
+    """Folder of the run: checkpoints, TensorBoard scalars, curves, and optimizer.safetensors in the end."""
+    tasks: tuple[str, ...]
+    """Tasks and families to learn on (outeropt list tasks); each has its own particles."""
+    architecture: str = "AdafacMLP"
+    """What is learned (outeropt list architectures)."""
+    settings: Entries = dataclasses.field(default_factory=dict)
+    weights: str | None = None
+    """Start from this learned optimizer (a name, file or folder) in place of a fresh one."""
+    estimator: str = "pes"
+    """How the outer gradient is estimated (outeropt list estimators)."""
+    estimator_settings: Entries = dataclasses.field(default_factory=dict)
+    outer: str = "clip_norm:adam"
+    """The optimizer of the outer loop: any name of outeropt list optimizers."""
+    outer_hyperparameters: Entries = dataclasses.field(default_factory=dict)
+    meta_loss: Literal["train", "valid", "test"] = "train"
+    """The loss that is learned on: of the training minibatch before each step, or of a held-out one after."""
+    unit: Literal["share", "log"] = "share"
+    """The meta-loss is the loss as a share of the first one, or the logarithm of that."""
+    steps: int = 1000
+    """Outer steps."""
+    seed: int = 0
+    """Seed of everything."""
+    validation_tasks: tuple[str, ...] = ()
+    """Tasks by whose validation split the best optimizer is kept. Default: the tasks themselves."""
+    validation_steps: int = 1000
+    """Inner steps of a validation run."""
+    validation_every: int = 250
+    """Outer steps between validations; 0 never validates, and the last optimizer is kept."""
+    population: int = 1
+    """Members of a population that tunes the estimator's and the outer optimizer's numbers as it learns."""
+
+
+def run(config: Config) -> None:
+    """Runs the command."""
+    from outeropt.cli.running import prepare
+
+    prepare()
+    from outeropt.cli.metatraining import metatrained
+
+    made = metatrained(config)
+    print(f"Learned optimizer: {made}   next: outeropt evaluate --weights {config.out} --tasks ...")

@@ -1,0 +1,135 @@
+"""From the words of `outeropt metatrain` to objects, and the run with its progress."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from outeropt.cli.config import Plain
+from outeropt.errors import ConfigError, unknown_name
+
+
+if TYPE_CHECKING:
+    from outeropt import Task, TaskFamily
+    from outeropt.cli.metatrain import Config
+    from outeropt.learned import LearnedOptimizer
+    from outeropt.metatraining import Estimator, Validation
+
+
+def metatrained(config: "Config") -> Path:
+    """Runs what a configuration asks for, and writes the learned optimizer.
+
+    Returns:
+      The file of the learned optimizer.
+
+    Raises:
+      UnknownName: no such task, architecture, estimator, optimizer or setting.
+      ConfigError: a value that is not usable.
+    """
+    import jax
+
+    from outeropt import optimizers
+    from outeropt.learned.files import FILE
+    from outeropt.metatraining import MetaTraining
+    from outeropt.progress import Progress
+
+    families = [_family(name) for name in config.tasks]
+    if not families:
+        raise ConfigError("Give at least one task to learn on: --tasks NAME ...")
+    run = MetaTraining(
+        _start(config),
+        families,
+        estimator=estimator_from(config.estimator, config.estimator_settings),
+        outer=optimizers.get(config.outer, **config.outer_hyperparameters),
+        meta_loss=config.meta_loss,
+        unit=config.unit,
+        steps=config.steps,
+        key=jax.random.key(config.seed),
+        validation=_validation(config),
+    )
+    with Progress("outer steps") as progress:
+        bar = progress.task(", ".join(config.tasks), config.steps, run.resume(config.out))
+
+        def report(count: int, values: Mapping[str, float]) -> None:
+            bar.advance(count, f"meta-loss {values['meta/loss']:.4f}")
+
+        run.run(report)
+    learned: Any = run.optimizer
+    about = {name: _json(value) for name, value in dataclasses.asdict(config).items() if name != "out"}
+    learned.save(config.out / FILE, about)
+    return config.out / FILE
+
+
+def estimator_from(name: str, settings: Mapping[str, Plain]) -> "Estimator":
+    """The named estimator.
+
+    Args:
+      name: a name in `metatraining.ESTIMATORS`.
+      settings: its settings; its `lengths` are given as `length`, or as `low` and `high`, log-uniform.
+
+    Raises:
+      UnknownName: no such estimator or setting.
+      ConfigError: lengths are missing, or a value is not usable.
+    """
+    from outeropt.metatraining import ESTIMATORS, lengths
+
+    if name not in ESTIMATORS:
+        raise unknown_name("estimator", name, ESTIMATORS, see="outeropt list estimators")
+    kind: Any = ESTIMATORS[name]
+    given: dict[str, Any] = dict(settings)
+    known = [key for key in inspect.signature(kind).parameters if key != "lengths"]
+    multiple = given.get("truncation", 1)
+    if "length" in given:
+        given["lengths"] = lengths.Constant(given.pop("length"))
+    elif "low" in given and "high" in given:
+        given["lengths"] = lengths.LogUniform(given.pop("low"), given.pop("high"), multiple)
+    else:
+        raise ConfigError(
+            f"The estimator {name} needs lengths of trajectories: estimator length, or low and high."
+        )
+    for key in given:
+        if key not in (*known, "lengths"):
+            error = unknown_name(f"setting of the estimator {name}", key, known)
+            raise type(error)(f"{error} It has: {', '.join(known)}, length, low, high.")
+    return kind(**given)
+
+
+def _start(config: "Config") -> "LearnedOptimizer":
+    import jax
+
+    from outeropt import learned
+
+    if config.weights is None:
+        return learned.build(config.architecture, config.settings, jax.random.key(config.seed))
+    if config.settings:
+        raise ConfigError("--settings.* are for a fresh optimizer; weights bring their own.")
+    return learned.load(config.weights)
+
+
+def _family(name: str) -> "Task | TaskFamily":
+    from outeropt import tasks
+
+    return tasks.FAMILIES[name]() if name in tasks.FAMILIES else tasks.get(name)
+
+
+def _validation(config: "Config") -> "Validation | None":
+    from outeropt import tasks
+    from outeropt.metatraining import Validation
+
+    if config.validation_every == 0:
+        return None
+    names = config.validation_tasks or [name for name in config.tasks if name not in tasks.FAMILIES]
+    if not names:
+        raise ConfigError(
+            "A family has no validation runs of its own: give --validation-tasks, or --validation-every 0."
+        )
+    return Validation(
+        tuple(tasks.get(name) for name in names),
+        steps=config.validation_steps,
+        every=config.validation_every,
+    )
+
+
+def _json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,194 @@
+"""One small network applied to every parameter of a tensor: the inner loop of all MLP optimizers.
+
+The inputs of the network are some dozens of features of each parameter. To write them down for a whole tensor
+takes many times the tensor's memory, and most of the time. So
+
+* features are normalised by scaling the rows of the first layer, never by rewriting the features;
+* a feature that is constant along an axis (an average over rows) meets its weights before it is spread out;
+* narrow networks are written as sums of products, which XLA fuses with the features into one loop;
+* wide networks are matrix products over blocks of parameters that stay in the cache.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+
+# Up to this width one fused loop is faster than matrix products, and compiles in the same time.
+NARROW = 8
+# Parameters in one block of a wide network: its activations should stay in a core's cache.
+BLOCK = 16_384
+
+
+class Layer(NamedTuple):
+    """Weights `[inputs, outputs]` and bias `[outputs]` of one affine map."""
+
+    weight: Float[Array, "inputs outputs"]
+    bias: Float[Array, " outputs"]
+
+
+class Affine(Protocol):
+    """What has weights and a bias: a `Layer`, or `networks.Linear`."""
+
+    @property
+    def weight(self) -> Array: ...
+
+    @property
+    def bias(self) -> Array: ...
+
+
+Features = Callable[[PyTree], Sequence[Array]]
+
+
+def per_parameter(
+    layers: Sequence[Affine],
+    features: Features,
+    sources: PyTree,
+    shape: tuple[int, ...],
+    shared: Float[Array, " shared"] | None = None,
+) -> list[Float[Array, "*shape"]]:
+    """A ReLU network applied to each parameter of a tensor, on normalised features.
+
+    Args:
+      layers: of the network; the first takes the features and then the shared inputs.
+      features: makes the features from `sources` or from a block of them: arrays of rank `len(shape)` whose
+        axes have the tensor's length or 1. Works on each parameter by itself.
+      sources: arrays whose last `len(shape)` axes have the tensor's length or 1.
+      shape: the tensor's, of rank 1 or more.
+      shared: inputs that all parameters have in common, such as the time; they are not normalised.
+
+    Returns:
+      The outputs of the network, one array for each.
+    """
+    made = features(sources)
+    first = layers[0]
+    scales = jax.lax.rsqrt(1e-5 + mean_squares(made))
+    bias = first.bias if shared is None else first.bias + shared @ first.weight[len(made) :]
+    scaled = Layer(first.weight[: len(made)] * scales[:, None], bias)
+    network = (scaled, *(Layer(layer.weight, layer.bias) for layer in layers[1:]))
+    if max(layer.bias.size for layer in network) <= NARROW:
+        return [jnp.broadcast_to(out, shape) for out in _narrow(network, tuple(made))]
+    return _blocked(network, features, sources, shape)
+
+
+def mean_squares(features: Sequence[Array]) -> Float[Array, " features"]:
+    """The mean square of each array; arrays of one shape are read in one pass."""
+    values: list[Array | None] = [None] * len(features)
+    for group in _by_shape(features).values():
+        means = _mean_squares(tuple(features[i] for i in group))
+        for place, i in enumerate(group):
+            values[i] = means[place]
+    return jnp.stack([value for value in values if value is not None])
+
+
+@jax.custom_jvp
+def _mean_squares(features: tuple[Array, ...]) -> Float[Array, " features"]:
+    # XLA's CPU compiler does not fuse reductions beside each other; one of many operands is one loop.
+    sums = jax.lax.reduce(
+        tuple(jnp.square(x) for x in features),
+        (jnp.float32(0),) * len(features),
+        lambda left, right: tuple(a + b for a, b in zip(left, right)),
+        tuple(range(features[0].ndim)),
+    )
+    return jnp.stack(sums) / max(features[0].size, 1)
+
+
+@_mean_squares.defjvp
+def _mean_squares_jvp(primals, tangents):
+    features, changes = primals[0], tangents[0]
+    slopes = [2.0 * jnp.mean(x * dx) for x, dx in zip(features, changes)]
+    return _mean_squares(features), jnp.stack(slopes)
+
+
+def _by_shape(features: Sequence[Array]) -> dict[tuple[int, ...], list[int]]:
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, x in enumerate(features):
+        groups.setdefault(x.shape, []).append(i)
+    return groups
+
+
+@jax.custom_jvp
+def _narrow(layers: tuple[Layer, ...], features: tuple[Array, ...]) -> tuple[Array, ...]:
+    """The network as sums of products; its units are separate arrays."""
+    first = layers[0]
+    # The small arrays first, so that what is constant along an axis is summed where it is small.
+    groups = sorted(_by_shape(features).values(), key=lambda group: features[group[0]].size)
+    units = []
+    for j in range(first.bias.size):
+        total = first.bias[j]
+        for group in groups:
+            terms = [features[i] * first.weight[i, j] for i in group]
+            total = _spread_sum(total, functools.reduce(jnp.add, terms))
+        units.append(total)
+    for layer in layers[1:]:
+        hidden = [jax.nn.relu(unit) for unit in units]
+        units = [
+            sum((unit * layer.weight[i, j] for i, unit in enumerate(hidden)), layer.bias[j])
+            for j in range(layer.bias.size)
+        ]
+    return tuple(units)
+
+
+@_narrow.defjvp
+def _narrow_jvp(primals, tangents):
+    # Derivatives of hundreds of sums of products take minutes to compile; those of matrix products do not.
+    def wide(layers, features):
+        shape: tuple[int, ...] = np.broadcast_shapes(*(x.shape for x in features))
+        return tuple(_wide(layers, features, shape))
+
+    return jax.jvp(wide, primals, tangents)
+
+
+def _spread_sum(a: Array, b: Array) -> Array:
+    shape = jnp.broadcast_shapes(a.shape, b.shape)
+    return jnp.broadcast_to(a, shape) + jnp.broadcast_to(b, shape)
+
+
+def _blocked(
+    layers: Sequence[Layer], features: Features, sources: PyTree, shape: tuple[int, ...]
+) -> list[Array]:
+    """The network as matrix products over blocks along the tensor's longest axis."""
+    axis = max(range(len(shape)), key=lambda a: shape[a])
+    length = shape[axis]
+    step = min(length, max(1, BLOCK * length // max(math.prod(shape), 1)))
+
+    def block(start: Array | int, size: int) -> Array:
+        part = jax.tree.map(lambda x: _part(x, axis - len(shape), length, start, size), sources)
+        return _wide(layers, features(part), (*shape[:axis], size, *shape[axis + 1 :]))
+
+    if step == length:
+        return list(block(0, length))
+    whole, rest = divmod(length, step)
+    parts = jax.lax.map(lambda i: block(i * step, step), jnp.arange(whole))
+    out = jnp.moveaxis(parts, 0, 1 + axis)
+    out = out.reshape(out.shape[0], *shape[:axis], whole * step, *shape[axis + 1 :])
+    if rest:
+        out = jnp.concatenate([out, block(whole * step, rest)], axis=1 + axis)
+    return list(out)
+
+
+def _part(x: Array, axis: int, length: int, start: Array | int, size: int) -> Array:
+    """A slice along an axis of full length; axes of length 1 hold for all slices."""
+    if x.shape[axis] != length or length == 1:
+        return x
+    return jax.lax.dynamic_slice_in_dim(x, start, size, axis + x.ndim)
+
+
+def _wide(layers: Sequence[Layer], features: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    """The network as matrix products, units first: `[outputs, *shape]`."""
+    first = layers[0]
+    units = first.bias.reshape(-1, *(1,) * len(shape))
+    for group in sorted(_by_shape(features).values(), key=lambda group: features[group[0]].size):
+        chosen = jnp.stack([features[i] for i in group])
+        product = first.weight[jnp.asarray(group)].T @ chosen.reshape(len(group), -1)
+        units = _spread_sum(units, product.reshape(-1, *chosen.shape[1:]))
+    units = jnp.broadcast_to(units, (units.shape[0], *shape)).reshape(units.shape[0], -1)
+    for layer in layers[1:]:
+        units = layer.weight.T @ jax.nn.relu(units) + layer.bias[:, None]
+    return units.reshape(-1, *shape)

@@ -1,0 +1,201 @@
+"""The one compiled program of meta-training: outer steps on all families, particles shared by devices."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from outeropt.metatraining.estimators import Estimator
+from outeropt.metatraining.system import System
+from outeropt.optimizer import Optimizer
+
+
+# Outer steps that one call can record; more are done by calling again.
+ROWS = 256
+AXIS = "particles"
+
+
+class MetaState(eqx.Module):
+    """Everything that changes from outer step to outer step.
+
+    Attributes:
+      theta: the optimizer that is learned.
+      outer: the outer optimizer's state.
+      particles: the estimator's state for each family, particles first.
+      step: outer steps done.
+    """
+
+    theta: Optimizer
+    outer: PyTree
+    particles: tuple[PyTree, ...]
+    step: Int[Array, ""]
+
+
+class Recipe(eqx.Module):
+    """What stays the same: the families' systems, the estimator, the outer optimizer.
+
+    Attributes:
+      systems: one for each family of tasks.
+      estimator: of the outer gradient.
+      outer: the optimizer of the outer loop.
+    """
+
+    systems: tuple[System, ...]
+    estimator: Estimator
+    outer: Optimizer
+
+
+def begin(recipe: Recipe, theta: Optimizer, key: Key[Array, ""], steps: int, mesh: Mesh) -> MetaState:
+    """The state before the first outer step, placed on the devices.
+
+    Trajectories begin in the program, so this computes little.
+    """
+    shapes = eqx.filter_eval_shape(_begin, recipe, theta, key, steps)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(eqx.filter(shapes, _is_shape)))
+    arrays, static = eqx.partition((recipe, theta), eqx.is_array)
+
+    def made(arrays, key):
+        recipe, theta = eqx.combine(arrays, static)
+        return eqx.filter(_begin(recipe, theta, key, steps), eqx.is_array)
+
+    # One program: those of the single operations would take longer to compile than to be sent for.
+    found = jax.jit(made, out_shardings=shardings)(arrays, key)
+    return eqx.combine(found, eqx.filter(shapes, _is_shape, inverse=True))
+
+
+def _begin(recipe: Recipe, theta: Optimizer, key: Key[Array, ""], steps: int) -> MetaState:
+    particles = tuple(
+        recipe.estimator.init(system, theta, jax.random.fold_in(key, i), 0)
+        for i, system in enumerate(recipe.systems)
+    )
+    return MetaState(theta, recipe.outer.init(theta, num_steps=steps), particles, jnp.int32(0))
+
+
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _specs(state: MetaState) -> MetaState:
+    """Where the leaves of a state live: particles are shared, everything else is on every device."""
+    everywhere = jax.tree.map(lambda _: PartitionSpec(), state)
+    shared = jax.tree.map(lambda _: PartitionSpec(AXIS), state.particles)
+    return eqx.tree_at(lambda s: s.particles, everywhere, shared)
+
+
+def outer_step(
+    recipe: Recipe, state: MetaState, key: Key[Array, ""], axis: str | None = None
+) -> tuple[MetaState, dict[str, Float[Array, ""]]]:
+    """One outer step: an estimate on every family, their mean, the outer optimizer's update.
+
+    Args:
+      recipe: what stays the same.
+      state: the state; its particles may be one device's share.
+      key: of the whole run; the step's randomness derives from it and the step's number.
+      axis: name of the mesh axis over which particles are shared, if they are.
+
+    Returns:
+      The next state, and scalars by name: `meta/loss`, `meta/gradient` (its norm), `loss/<family>`, and
+      means of the estimator's diagnostics over families.
+    """
+    step_key = jax.random.fold_in(key, state.step)
+    estimates, particles = [], []
+    for i, (system, old) in enumerate(zip(recipe.systems, state.particles)):
+        estimate, new = recipe.estimator.estimate(
+            system, state.theta, old, jax.random.fold_in(step_key, i), state.step, axis
+        )
+        estimates.append(estimate)
+        particles.append(new)
+    count = len(estimates)
+    grad = jax.tree.map(lambda *grads: sum(grads) / count, *(estimate.grad for estimate in estimates))
+    loss = sum(estimate.loss for estimate in estimates) / count
+    updates, outer = recipe.outer.update(
+        grad, state.outer, state.theta, value=loss, grad=grad, key=step_key, step=state.step
+    )
+    theta = jax.tree.map(jnp.add, state.theta, updates)
+    values = {"meta/loss": loss, "meta/gradient": optax.tree.norm(grad)}
+    if count > 1:
+        values |= {f"loss/{i}": estimate.loss for i, estimate in enumerate(estimates)}
+    for name in estimates[0].diagnostics:
+        values[f"meta/{name}"] = sum(estimate.diagnostics[name] for estimate in estimates) / count
+    values = {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
+    return MetaState(theta, outer, tuple(particles), state.step + 1), values
+
+
+def columns(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the scalars of an outer step, in the order of the record's columns."""
+    losses = [f"loss/{i}" for i in range(len(recipe.systems))] if len(recipe.systems) > 1 else []
+    diagnostics = [f"meta/{name}" for name in recipe.estimator.reports]
+    return ("meta/loss", "meta/gradient", *losses, *diagnostics)
+
+
+def mesh_for(particles: int, devices: list[Any] | None = None) -> Mesh:
+    """The most devices among which the particles can be shared equally."""
+    devices = jax.devices() if devices is None else devices
+    count = max(n for n in range(1, len(devices) + 1) if particles % n == 0)
+    return Mesh(np.asarray(devices[:count]), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicate(recipe: Recipe, mesh: Mesh) -> Recipe:
+    """A copy of the recipe's arrays (data, above all) on every device."""
+    arrays, static = eqx.partition(recipe, eqx.is_array)
+    return eqx.combine(jax.device_put(arrays, NamedSharding(mesh, PartitionSpec())), static)
+
+
+def advance(
+    fixed: tuple[Recipe, Key[Array, ""], Int[Array, ""]], state: MetaState, mesh: Mesh, names: tuple[str, ...]
+) -> tuple[MetaState, Float[Array, "rows columns"]]:
+    """Some outer steps.
+
+    Args:
+      fixed: the recipe, the key of the run, and how many outer steps to do (at most `ROWS`).
+      state: given away.
+      mesh: the devices that share the particles.
+      names: the record's columns.
+
+    Returns:
+      The next state and the record, a row for each step; further rows are 0.
+    """
+    return _program(mesh.devices.flat[0].platform)(fixed, state, mesh, names)
+
+
+@functools.cache
+def _program(platform: str) -> Callable[..., Any]:
+    # As in sweeps: LLVM's second level takes longer to compile and runs no faster.
+    options = {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
+    jit: Any = eqx.filter_jit
+    return jit(_advance, donate="all-except-first", compiler_options=options)
+
+
+def _advance(fixed, state: MetaState, mesh: Mesh, names: tuple[str, ...]):
+    (recipe, key, count), axis = fixed, AXIS
+    arrays, static = eqx.partition((recipe, state), eqx.is_array)
+    everywhere, specs = PartitionSpec(), _specs(arrays[1])
+
+    def on_device(recipe_arrays, state_arrays, key, count):
+        recipe = eqx.combine(recipe_arrays, static[0])
+
+        def body(index, loop):
+            arrays, rows = loop
+            state, values = outer_step(recipe, eqx.combine(arrays, static[1]), key, axis)
+            rows = rows.at[index].set(jnp.stack([values[name] for name in names]))
+            return eqx.filter(state, eqx.is_array), rows
+
+        rows = jnp.zeros((ROWS, len(names)), jnp.float32)
+        return jax.lax.fori_loop(0, count, body, (state_arrays, rows))
+
+    sharded = jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(everywhere, specs, everywhere, everywhere),
+        out_specs=(specs, everywhere),
+        check_vma=False,
+    )
+    state_arrays, rows = sharded(arrays[0], arrays[1], key, count)
+    return eqx.combine(state_arrays, static[1]), rows

@@ -1,0 +1,283 @@
+"""Meta-training: it learns, resumes exactly, shares particles among devices, keeps the best."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from outeropt import optimizers, tasks
+from outeropt.errors import ConfigError
+from outeropt.learned import AdafacMLP, load
+from outeropt.metatraining import PES, FullES, InnerTraining, MetaTraining, Validation, lengths, metatrain
+from outeropt.metatraining.program import mesh_for
+from outeropt.task import Task
+
+
+KEY = jax.random.key(3)
+FAMILY = tasks.FAMILIES["QuadraticFamily_10"]()
+SGD = optimizers.get("sgd", learning_rate=0.01)
+
+
+def estimator(**settings):
+    given = {"particles": 4, "truncation": 5, "lengths": lengths.Constant(20), "std": 0.003} | settings
+    return PES(**given)
+
+
+def training(steps=12, **options):
+    given = {"estimator": estimator(), "steps": steps, "key": KEY} | options
+    return MetaTraining(SGD, FAMILY, **given)
+
+
+def same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_the_learning_rate_of_sgd_is_learned():
+    outer = optimizers.get("adam", learning_rate=0.01)
+    run = training(150, estimator=estimator(particles=16, std=0.01), outer=outer)
+    told = []
+    run.run(lambda count, values: told.append((count, values)))
+    assert float(run.optimizer.hyperparameters["learning_rate"]) > 0.1
+    curve = run.curves["meta/loss"]
+    assert curve.shape == (150,) and curve[-30:].mean() < 0.7 * curve[:30].mean()
+    assert sum(count for count, _ in told) == 150 and "meta/gradient" in told[-1][1]
+
+
+def test_a_run_in_pieces_equals_a_run_in_one(tmp_path):
+    validation = Validation((tasks.get("Linear_20"),), steps=10, seeds=2, every=5)
+    whole = training(validation=validation)
+    whole.run()
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(count, values):
+        raise Interrupted
+
+    pieces = 0
+    while True:
+        run = training(validation=validation)
+        before = run.resume(tmp_path)
+        try:
+            run.run(stop)
+            break
+        except Interrupted:
+            pieces += 1
+            assert run.done > before
+            run._save(tmp_path)
+    assert pieces > 2
+    same(
+        (run.last, run.optimizer, run.curves, run.scores),
+        (whole.last, whole.optimizer, whole.curves, whole.scores),
+    )
+    assert not np.isnan(run.scores["mean"]).any() and run.scores["step"].tolist() == [0, 5, 10, 12]
+
+
+def test_a_folder_of_another_recipe_is_refused(tmp_path):
+    run = training(1)
+    run.resume(tmp_path)
+    run.run()
+    with pytest.raises(ConfigError, match="run of another recipe"):
+        training(2).resume(tmp_path)
+    assert training(1).resume(tmp_path) == 1
+
+
+def test_the_best_optimizer_by_validation_is_kept():
+    validation = Validation((tasks.get("Linear_20"),), steps=10, seeds=2, every=2)
+    uphill = optimizers.from_optax(optax.sgd, learning_rate=-1.0)
+    run = training(6, validation=validation, outer=uphill)
+    run.run()
+    assert np.argmin(run.scores["mean"]) == 0
+    same(run.optimizer, SGD)
+    assert float(run.last.hyperparameters["learning_rate"]) != pytest.approx(0.01)
+
+
+def test_particles_shared_by_devices_give_the_same_numbers():
+    one, two = training(devices=jax.devices()[:1]), training(devices=jax.devices()[:2])
+    one.run()
+    two.run()
+    for name, curve in one.curves.items():
+        np.testing.assert_allclose(two.curves[name], curve, rtol=2e-4, atol=1e-7, err_msg=name)
+    assert mesh_for(6, list(range(4))).size == 3
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_same_numbers(tmp_path):
+    code = (
+        "import jax, numpy as np, sys\n"
+        "from outeropt import optimizers, tasks\n"
+        "from outeropt.metatraining import *\n"
+        "sgd, family = optimizers.get('sgd', learning_rate=0.01), tasks.FAMILIES['QuadraticFamily_10']()\n"
+        "run = MetaTraining(sgd, family,\n"
+        "  estimator=PES(particles=8, truncation=5, lengths=lengths.Constant(20), std=0.003), steps=8,\n"
+        "  key=jax.random.key(3))\n"
+        "run.run()\n"
+        "print(run._mesh.size); np.save(sys.argv[1], run.curves['meta/loss'])\n"
+    )
+    curves = []
+    for devices in (1, 8):
+        path = tmp_path / f"{devices}.npy"
+        env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+        told = subprocess.run(
+            [sys.executable, "-c", code, str(path)], env=env, capture_output=True, text=True
+        )
+        assert told.stdout.strip() == str(devices), told.stderr
+        curves.append(np.load(path))
+    np.testing.assert_allclose(curves[1], curves[0], rtol=2e-4)
+
+
+def test_several_families_share_a_step():
+    families = [FAMILY, tasks.get("Linear_20")]
+    run = MetaTraining(
+        SGD, families, estimator=FullES(particles=2, lengths=lengths.Constant(3)), steps=2, key=KEY
+    )
+    run.run()
+    parts = (run.curves["loss/0"] + run.curves["loss/1"]) / 2
+    np.testing.assert_allclose(run.curves["meta/loss"], parts, rtol=1e-6)
+
+
+class Explosive(Task):
+    """A parabola whose loss is not a number where its key says so."""
+
+    name: str = eqx.field(static=True, default="explosive")
+
+    def init(self, key):
+        return jnp.float32(1.0) + jax.random.uniform(key), None
+
+    def loss(self, params, state, batch, key):
+        return jnp.where(batch, jnp.nan, jnp.square(params)), (state, {})
+
+    def batch(self, split, key):
+        return jax.random.bernoulli(key, 0.3)
+
+
+def test_a_loss_that_is_no_number_counts_as_the_limit():
+    system = InnerTraining(tasks.single(Explosive()))
+    state = system.init(SGD, (), jnp.int32(3), jax.random.key(0))
+    losses = []
+    for i in range(12):
+        state, outcome = system.step(SGD, (), state, jnp.int32(i), jax.random.key(i))
+        losses.append(float(outcome.loss))
+    assert set(losses[-3:]) == {1.5} or 1.5 in losses
+    assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("meta_loss", ["train", "valid"])
+def test_the_meta_loss_is_a_share_of_the_first_loss(meta_loss):
+    task = tasks.get("Quadratic_10") if "Quadratic_10" in tasks.names() else tasks.get("Linear_20")
+    system = InnerTraining(tasks.single(task), meta_loss)
+    state = system.init(SGD, (), jnp.int32(3), jax.random.key(0))
+    _, share = system.step(SGD, (), state, jnp.int32(0), jax.random.key(1))
+    _, log = InnerTraining(tasks.single(task), meta_loss, "log").step(
+        SGD, (), state, jnp.int32(0), jax.random.key(1)
+    )
+    assert 0.3 < float(share.loss) <= 1.5
+    np.testing.assert_allclose(float(log.loss), np.log(float(share.loss)), rtol=1e-5)
+
+
+def test_wrong_options_are_told():
+    with pytest.raises(ConfigError, match="at least one task"):
+        MetaTraining(SGD, [], estimator=estimator(), steps=1, key=KEY)
+    with pytest.raises(ConfigError, match="0 outer steps"):
+        training(0)
+    with pytest.raises(ConfigError, match="Meta-loss 'loss' is unknown"):
+        training(1, meta_loss="loss")
+    with pytest.raises(ConfigError, match="'shares' of the meta-loss is unknown"):
+        training(1, unit="shares")
+    with pytest.raises(ConfigError, match="needs at least one task"):
+        Validation(())
+    with pytest.raises(ConfigError, match=r"validation\.seeds = 0"):
+        Validation((tasks.get("Linear_20"),), seeds=0)
+
+
+def test_metatrain_returns_an_optimizer_that_saves_and_loads(tmp_path):
+    start = AdafacMLP(key=KEY, hidden_size=2, hidden_layers=1)
+    options = {"estimator": estimator(particles=2), "steps": 2, "key": KEY}
+    lopt = metatrain(start, tasks.get("Linear_20"), folder=tmp_path, **options)
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(lopt), jax.tree.leaves(start)))
+    lopt.save(tmp_path / "mine.safetensors")
+    again = load(tmp_path / "mine.safetensors")
+    same(again, lopt)
+    assert again.settings == start.settings
+    params = {"w": jnp.ones((3, 2))}
+    tx = again.as_optax()
+    updates, _ = tx.update({"w": jnp.ones((3, 2))}, tx.init(params), params)
+    assert updates["w"].shape == (3, 2)
+
+
+COMMAND = [
+    *("metatrain", "--tasks", "Linear_20", "--settings.hidden-size", "2", "--estimator.particles", "2"),
+    *("--estimator.truncation", "5", "--estimator.length", "20", "--validation-steps", "20"),
+    *("--validation-every", "20", "--steps", "60"),
+]
+
+
+def cli(*words, folder, background=False):
+    script = Path(sys.executable).with_name("outeropt")
+    call = [str(script), *words]
+    if background:
+        return subprocess.Popen(call, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.run(call, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+    words = [*COMMAND, "--steps", "4000", "--validation-every", "500"]
+    whole = cli(*words, "--out", "whole", folder=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    env_process = cli(*words, "--out", "killed", folder=tmp_path, background=True)
+    deadline = time.monotonic() + 300
+    log = tmp_path / "killed" / "log"
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(6)
+    os.kill(env_process.pid, signal.SIGKILL)
+    env_process.wait()
+    assert not (tmp_path / "killed" / "optimizer.safetensors").exists()
+    again = cli(*words, "--out", "killed", folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    same(load(tmp_path / "killed"), load(tmp_path / "whole"))
+
+
+def test_the_command_learns_an_optimizer(tmp_path):
+    made = cli(*COMMAND, "--out", "runs/mine", folder=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "runs/mine/optimizer.safetensors" in made.stdout
+    assert isinstance(load(tmp_path / "runs" / "mine"), AdafacMLP)
+    assert list((tmp_path / "runs" / "mine" / "log").iterdir())
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--estimator", "pse"], "No estimator is called 'pse'. Did you mean pes?"),
+        (["--estimator.partciles", "3"], "No setting of the estimator pes is called 'partciles'"),
+        (["--settings.hidden", "3"], "hidden_size"),
+        (["--architecture", "AdafacMPL"], "No architecture is called 'AdafacMPL'. Did you mean AdafacMLP"),
+        (["--outer.learning-rat", "3"], "learning_rate"),
+        (["--tasks", "Linear_21"], "No task is called 'Linear_21'"),
+        (["--inner.x", "3"], "takes no --inner.* options"),
+        (["--weights", "nowhere"], "'nowhere'"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_nothing_is_written(words, message, tmp_path, capsys, monkeypatch):
+    from outeropt.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    given = [word for word in COMMAND if not word.startswith("--settings") or words[0] != "--weights"]
+    if words[0] == "--weights":
+        given.remove("2")
+    assert main([*given, "--out", "runs", *words]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
