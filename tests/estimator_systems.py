@@ -51,17 +51,17 @@ class Policy(System):
     """
 
     def draw(self, key):
-        return 0.1 * jax.random.normal(key, (2,))
+        return 0.1 * jax.random.uniform(key, (2,))
 
     def init(self, theta, setup, length, key):
-        return theta.begin + setup + 0.1 * jax.random.normal(key, (2,)), jnp.int32(0)
+        return theta.begin + setup + 0.1 * jax.random.uniform(key, (2,)), jnp.int32(0)
 
     def step(self, theta, setup, state, step, key):
         x, count = state
         control = jnp.dot(theta.gain, x)
         loss = jnp.sum(jnp.square(x)) + 0.1 * jnp.square(control)
         drift = jnp.array([[1.0, 0.2], [-0.1, 0.9]]) @ x + jnp.array([0.0, 0.5]) * control
-        return (drift + 0.02 * jax.random.normal(key, (2,)), count + 1), Outcome(loss)
+        return (drift + 0.05 * jax.random.uniform(key, (2,), minval=-1.0), count + 1), Outcome(loss)
 
 
 class PolicyTheta(eqx.Module):

@@ -294,8 +294,8 @@ def test_one_truncation_per_trajectory_is_the_whole_trajectory():
         check_estimate(estimate, theta, {kind: name for name, kind in ESTIMATORS.items()}[type(estimator)])
         return estimate
 
-    truncated = {"lengths": Constant(6), "truncation": 6}
-    whole = made(FullBackprop(length=6))
+    truncated = {"lengths": Constant(6), "truncation": 6, "particles": 4}
+    whole = made(FullBackprop(length=6, particles=4))
     assert (np.abs(flat(whole.grad)) > 0).all()
     for estimator in (
         Backprop(**truncated),
@@ -303,7 +303,7 @@ def test_one_truncation_per_trajectory_is_the_whole_trajectory():
         ForwardMode(**truncated, tangents="all"),
     ):
         assert_close(made(estimator), whole)
-    strategy = made(FullES(lengths=Constant(6), std=0.1))
+    strategy = made(FullES(lengths=Constant(6), std=0.1, particles=4))
     for kind in (TruncatedES, PES, ESSingle):
         assert_close(made(kind(**truncated, std=0.1)), strategy)
 

@@ -42,6 +42,12 @@ def small(**settings):
     return shaken(optimizer, 0)
 
 
+def stepped(optimizer, grads, state, params, **context):
+    """One compiled step."""
+    update = eqx.filter_jit(lambda o, *given, **context: o.update(*given, **context), compiler_options=QUICK)
+    return update(optimizer, grads, state, params, **context)
+
+
 def shaken(optimizer, seed):
     leaves, structure = jax.tree.flatten(optimizer)
     rng = np.random.default_rng(seed)
@@ -54,7 +60,7 @@ def shaken(optimizer, seed):
 # alone were computed with 1 - float32(0.999), which is 1e-5 off, and with roundings of their own.
 @pytest.mark.parametrize(
     ("name", "relative"),
-    [("defaults", 1e-5), ("unbugged", 3e-5)]
+    [("defaults", 1e-5), ("unbugged", 2e-5)]
     + [(name, 6e-5) for name in ("bugged_lstm", "clip_param_scale", "options_harsh")],
 )
 def test_follows_the_original(name, relative):
@@ -82,8 +88,9 @@ def same_moments(moments, arrays, after, leaf):
         (moments.momentum, "mom_rolling/m"),
         (moments.rms, "rms_rolling/rms"),
         (moments.factored.row, f"fac_rolling/{factored}"),
-        (moments.factored.col, "fac_rolling/v_col"),
     ]
+    if moments.factored.col is not None:
+        pairs.append((moments.factored.col, "fac_rolling/v_col"))
     for ours, theirs in pairs:
         want = np.moveaxis(arrays[f"{after}/{theirs}/{leaf}"], -1, 0)
         np.testing.assert_allclose(ours.reshape(want.shape), want, rtol=5e-5, atol=1e-12)
@@ -172,21 +179,24 @@ def test_a_trend_of_long_runs_and_its_gradient():
             trend = trend.updated(loss)
         return trend.features(), trend
 
-    features, trend = last(losses)
+    features, trend = jax.jit(last)(losses)
     assert np.all(np.isfinite(features)) and np.all(np.abs(features) <= 1.0)
     np.testing.assert_allclose(trend.means[-1] / (5 * trend.rates[-1]), np.mean(losses), rtol=1e-5)
-    jacobian = jax.jacobian(lambda losses: last(losses)[0])(losses)
+    jacobian = jax.jit(jax.jacrev(lambda losses: last(losses)[0]))(losses)
     assert np.all(np.isfinite(jacobian))
 
 
-PARAMS = {"w": jnp.float32([[0.5, -0.4, 0.1], [0.3, 0.2, -0.6]]), "b": jnp.zeros(3), "s": jnp.zeros(())}
+PARAMS = {
+    "w": jnp.float32([[0.5, -0.4, 0.1], [0.3, 0.2, -0.6]]),
+    "b": jnp.float32([0.3, -0.7, 0.5]),
+}
 
 
 def unrolled(optimizer, params, steps=5):
-    """Loss of a small problem after some steps; bias, scalar and their gradients start at exactly zero."""
+    """Loss of a small problem after some steps."""
 
     def loss_fn(params):
-        out = params["w"].T @ params["w"] + jnp.broadcast_to(params["b"], (3, 3)) * params["s"]
+        out = params["w"].T @ params["w"] + jnp.outer(params["b"], params["b"])
         return jnp.sum(jnp.square(out - jnp.eye(3)))
 
     state = optimizer.init(params, num_steps=20)
@@ -207,11 +217,10 @@ def run():
 
 
 def test_gradients_through_five_steps(run):
-    optimizer = small(step_mult=1e-2)
-    both = jax.value_and_grad(unrolled, argnums=(0, 1))
-    value, (by_theta, by_params) = jax.jit(both, compiler_options=QUICK)(optimizer, PARAMS)
-    assert np.isfinite(value)
-    assert tree.all_finite(by_theta) and tree.all_finite(by_params)
+    optimizer = small(step_mult=1e-4)
+    both = jax.jit(jax.value_and_grad(unrolled, argnums=(0, 1)), compiler_options=QUICK)
+    value, (by_theta, by_params) = both(optimizer, PARAMS)
+    assert np.isfinite(value) and tree.all_finite(by_theta) and tree.all_finite(by_params)
     # What the published architecture never uses, and nothing else, has no gradient.
     without = {name for name, grad in by_theta.hyperparameters.items() if not np.any(grad)}
     assert without == {"controller.mixing.0.weight", "controller.mixing.0.bias"}
@@ -224,22 +233,10 @@ def test_gradients_through_five_steps(run):
     ahead, behind = (
         run(jax.tree.map(lambda x, g, h=h: x + h * g, optimizer, by_theta), PARAMS) for h in (h, -h)
     )
-    np.testing.assert_allclose((ahead - behind) / (2 * h), norm**2, rtol=0.05)
-
-
-def test_gradients_where_all_is_zero():
-    """Parameters, gradients and their moments all zero, in every rank."""
-    optimizer = small()
-    params = {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3), "s": jnp.zeros(())}
-
-    def moved(optimizer, grads):
-        state = optimizer.init(params, num_steps=20)
-        for _ in range(2):
-            updates, state = optimizer.update(grads, state, params, value=jnp.float32(0.0))
-        return sum(jnp.sum(u) for u in jax.tree.leaves(updates))
-
-    grads = jax.jit(jax.grad(moved, argnums=(0, 1)), compiler_options=QUICK)(optimizer, params)
-    assert tree.all_finite(grads)
+    np.testing.assert_allclose((ahead - behind) / (2 * h), norm**2, rtol=0.01)
+    # Parameters that start at exactly zero, with gradients of exactly zero.
+    assert tree.all_finite(both(optimizer, PARAMS | {"b": jnp.zeros(3)}))
+    assert tree.all_finite(both(optimizer, jax.tree.map(jnp.zeros_like, PARAMS)))
 
 
 def test_lanes_equal_a_loop(run):
@@ -255,14 +252,14 @@ def test_trains_a_task_and_lives_in_optax():
     assert np.all(np.isfinite(run.curves["train/loss"])) and run.state.diverged_at == -1
 
     # A label without parameters leaves it nothing to do.
-    parts = {"all": small().as_optax(num_steps=5), "none": small().as_optax(num_steps=5)}
-    both = optax.multi_transform(parts, {"b": "all", "s": "all", "w": "all"})
     alone = small()
+    parts = {"all": alone.as_optax(num_steps=5), "none": alone.as_optax(num_steps=5)}
+    both = optax.multi_transform(parts, {"b": "all", "w": "all"})
     state, own = both.init(PARAMS), alone.init(PARAMS, num_steps=5)
-    for value in (2.0, 1.0):
-        updates, state = both.update(PARAMS, state, PARAMS, value=value)
-        want, own = alone.update(PARAMS, own, PARAMS, value=value)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(updates), jax.tree.leaves(want)))
+    updates, _ = jax.jit(both.update, compiler_options=QUICK)(PARAMS, state, PARAMS, value=jnp.float32(2))
+    want, _ = stepped(alone, PARAMS, own, PARAMS, value=jnp.float32(2))
+    for name in PARAMS:
+        np.testing.assert_allclose(updates[name], want[name], rtol=1e-5)
 
 
 def test_any_parameters():
@@ -274,7 +271,7 @@ def test_any_parameters():
     ]
     for params in given:
         state = optimizer.init(params, num_steps=jnp.int32(7))
-        updates, after = jax.jit(optimizer.update)(params, state, params, value=1.0, key=None, step=0)
+        updates, after = stepped(optimizer, params, state, params, value=1.0, key=None, step=0)
         assert alike(updates, params) and tree.all_finite(updates)
         assert alike(after, state)
 
@@ -290,26 +287,20 @@ def test_what_settings_do():
     def step(**settings):
         optimizer = small(**settings)
         state = optimizer.init(PARAMS, num_steps=20)
-        updates, after = jax.jit(optimizer.update)(PARAMS, state, PARAMS, value=jnp.float32(1.0))
+        updates, after = stepped(optimizer, PARAMS, state, PARAMS, value=jnp.float32(1))
         return updates["w"], state, after
 
     plain, state, after = step()
-    _, first, bugged = step(use_bugged_next_lstm_state=True)
-    assert np.array_equal(bugged.hidden, first.hidden) and not np.array_equal(after.hidden, state.hidden)
-    half = step(rnn_state_decay=0.5)[2]
-    np.testing.assert_allclose(half.cell, 0.5 * after.cell, rtol=1e-6)
-    size = float(jnp.sqrt(jnp.mean(jnp.square(PARAMS["w"]))))
-    np.testing.assert_allclose(plain, size * step(param_scale_mult=False)[0], rtol=1e-4)
-    limit = 0.1 * np.sqrt(6)
+    assert not np.array_equal(after.hidden, state.hidden)
+    _, first, bugged = step(use_bugged_next_lstm_state=True, use_bugged_loss_features=True)
+    assert np.array_equal(bugged.hidden, first.hidden) and np.array_equal(bugged.cell, first.cell)
+    np.testing.assert_allclose(1 / bugged.trend.rates, 10 * np.ones(10), rtol=1e-6)
+    np.testing.assert_allclose(1 / after.trend.rates, np.geomspace(10, 20, 10), rtol=1e-6)
+    size, limit = np.sqrt(np.mean(np.square(PARAMS["w"]))), 0.1 * np.sqrt(6)
     assert limit < size
     np.testing.assert_allclose(step(clip_param_scale_amount=0.1)[0], limit / size * plain, rtol=1e-4)
     root = np.sqrt(1e-3 * np.square(PARAMS["w"]) + 1e-6)
     np.testing.assert_allclose(step(precondition_output=True)[0] * root, plain, rtol=1e-4)
-    np.testing.assert_allclose(step(step_mult=0.2)[0], 2 * plain, rtol=1e-5)
-    told = [step(with_validation_feature_dim=True, validation_mode=mode)[2].hidden for mode in (False, True)]
-    assert not np.allclose(*told)
-    assert step(use_bugged_loss_features=True)[2].trend.rates.tolist() == pytest.approx([0.1] * 10)
-    assert float(1 / after.trend.rates[-1]) == pytest.approx(20.0)
 
 
 def test_settings_build_it_again_and_sizes_are_the_originals():
@@ -364,7 +355,7 @@ def test_weights_that_do_not_fit():
     theta = below(arrays, "theta")
     with pytest.raises(ConfigError, match="'rnn_params/linear/w'"):
         HyperV2(**{**optimizer.settings, "mix_layers": True}).from_published(theta)
-    with pytest.raises(ConfigError, match=r"'ff_mod_stack/~/w0' has shape \(8, 30, 4\)"):
+    with pytest.raises(ConfigError, match=r"rnn_to_controls/w' has shape \(16, 8\); .* needs \(16, 4\)"):
         HyperV2(**{**optimizer.settings, "param_inits": 4}).from_published(theta)
     del theta["ff_mod_stack/~/w0__7"]
     with pytest.raises(ConfigError, match="'ff_mod_stack/~/w0__7'"):

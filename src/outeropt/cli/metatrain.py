@@ -57,7 +57,7 @@ class Config:
     validation_every: int = 250
     """Outer steps between validations; 0 never validates, and the last optimizer is kept."""
     population: int = 1
-    """Members of a population that tunes the estimator's and the outer optimizer's numbers as it learns."""
+    """Members of a population that tunes std and the outer learning rate as it learns; 1 is a plain run."""
 
 
 def run(config: Config) -> None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from outeropt import Task, TaskFamily
     from outeropt.cli.metatrain import Config
     from outeropt.learned import LearnedOptimizer
-    from outeropt.metatraining import Estimator, Validation
+    from outeropt.metatraining import Estimator, MetaTraining, Validation
+    from outeropt.metatraining.population import PopulationTraining
 
 
 def metatrained(config: "Config") -> Path:
@@ -27,29 +28,13 @@ def metatrained(config: "Config") -> Path:
       UnknownName: no such task, architecture, estimator, optimizer or setting.
       ConfigError: a value that is not usable.
     """
-    import jax
-
-    from outeropt import optimizers
     from outeropt.learned.files import FILE
-    from outeropt.metatraining import MetaTraining
     from outeropt.progress import Progress
 
-    families = [_family(name) for name in config.tasks]
-    if not families:
-        raise ConfigError("Give at least one task to learn on: --tasks NAME ...")
-    run = MetaTraining(
-        _start(config),
-        families,
-        estimator=estimator_from(config.estimator, config.estimator_settings),
-        outer=optimizers.get(config.outer, **config.outer_hyperparameters),
-        meta_loss=config.meta_loss,
-        unit=config.unit,
-        steps=config.steps,
-        key=jax.random.key(config.seed),
-        validation=_validation(config),
-    )
+    run = _training(config)
     with Progress("outer steps") as progress:
-        bar = progress.task(", ".join(config.tasks), config.steps, run.resume(config.out))
+        total = config.steps * config.population
+        bar = progress.task(", ".join(config.tasks), total, run.resume(config.out))
 
         def report(count: int, values: Mapping[str, float]) -> None:
             bar.advance(count, f"meta-loss {values['meta/loss']:.4f}")
@@ -59,6 +44,43 @@ def metatrained(config: "Config") -> Path:
     about = {name: _json(value) for name, value in dataclasses.asdict(config).items() if name != "out"}
     learned.save(config.out / FILE, about)
     return config.out / FILE
+
+
+def _training(config: "Config") -> "MetaTraining | PopulationTraining":
+    """The run, of one optimizer or of a population."""
+    import jax
+
+    from outeropt import optimizers
+    from outeropt.metatraining import MetaTraining, tuned
+    from outeropt.metatraining.population import PopulationTraining
+
+    if config.population < 1:
+        raise ConfigError(f"--population {config.population} is not possible; give at least 1.")
+    families = [_family(name) for name in config.tasks]
+    if not families:
+        raise ConfigError("Give at least one task to learn on: --tasks NAME ...")
+    start = _start(config)
+    estimator = estimator_from(config.estimator, config.estimator_settings)
+    outer = optimizers.get(config.outer, **config.outer_hyperparameters)
+    validation = _validation(config)
+    options: dict[str, Any] = {
+        "estimator": estimator,
+        "outer": outer,
+        "meta_loss": config.meta_loss,
+        "unit": config.unit,
+        "steps": config.steps,
+        "key": jax.random.key(config.seed),
+    }
+    if config.population == 1:
+        return MetaTraining(start, families, validation=validation, **options)
+    if validation is None:
+        raise ConfigError(
+            "--population ranks its members by validation: give --validation-every a number above 0."
+        )
+    spaces = tuned.usual(estimator, outer)
+    return PopulationTraining(
+        start, families, validation=validation, tuned=spaces, members=config.population, **options
+    )
 
 
 def estimator_from(name: str, settings: Mapping[str, Plain]) -> "Estimator":

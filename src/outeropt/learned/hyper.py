@@ -177,9 +177,9 @@ class HyperV2(LearnedOptimizer):
     @property
     def published_names(self) -> dict[str, str]:
         """Names in learned_optimization's checkpoints; the first layer of the bank is split there."""
-        modules = {"lstm.gates": "rnn/linear", "controls": "rnn_to_controls", "step_size": "step_size"}
-        if self.mix_layers:
-            modules |= {"mixing.0": "linear", "mixing.1": "linear_1", "mixing.2": "linear_2"}
+        mixing = {"mixing.0": "linear", "mixing.1": "linear_1", "mixing.2": "linear_2"}
+        after = {"lstm.gates": "rnn/linear", "controls": "rnn_to_controls", "step_size": "step_size"}
+        modules = mixing | after if self.mix_layers else after
         names = {f"controller.first_{part}": f"lstm_init_state/{part}" for part in ("hidden", "cell")}
         for ours, theirs in modules.items():
             names[f"controller.{ours}.weight"] = f"rnn_params/{theirs}/w"

@@ -155,17 +155,24 @@ class MetaTraining:
           report: called about every two seconds with the number of new outer steps and the last scalars.
         """
         if self._folder is None:
-            self._run(report, None)
+            self.advance_to(self.steps, report)
             return
         with scalars(self._folder / "log") as writer:
-            self._run(report, writer)
+            self.advance_to(self.steps, report, writer)
         self._save(self._folder)
 
-    def _run(self, report: Report | None, writer: Scalars | None) -> None:
+    def advance_to(self, step: int, report: Report | None = None, writer: Scalars | None = None) -> None:
+        """Does the outer steps up to one of them, and the validations on the way, the one at its end too.
+
+        Args:
+          step: how many outer steps are done then, at most `steps`.
+          report: see `run`.
+          writer: of TensorBoard scalars.
+        """
         saved, count, compiled = time.monotonic(), 1, False
-        while self.done < self.steps:
+        while self.done < step:
             self._validate(writer)
-            stop = min([self.steps, *(point for point in self._points() if point > self.done)])
+            stop = min([step, *(point for point in self._points() if point > self.done)])
             count = min(count, stop - self.done, ROWS)
             began = time.perf_counter()
             values = self._advance(count, writer)

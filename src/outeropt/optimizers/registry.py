@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from outeropt.errors import UnknownName, unknown_name
+from outeropt.errors import ConfigError, UnknownName, unknown_name
 from outeropt.optimizer import Optimizer
 from outeropt.optimizers.contrib_table import CONTRIB
 from outeropt.optimizers.entry import Entry, Paper, check
@@ -56,7 +56,8 @@ def names(pattern: str | None = None, tuning_free: bool | None = None) -> list[s
     if pattern is not None:
         found = [name for name in found if fnmatch.fnmatchcase(name, pattern)]
     if tuning_free is not None:
-        found = [name for name in found if (name in TABLE and TABLE[name].tuning_free) == tuning_free]
+        free = sourced | {name for name, entry in TABLE.items() if entry.tuning_free}
+        found = [name for name in found if (name in free) == tuning_free]
     return found
 
 
@@ -77,6 +78,7 @@ def get(name: str, **hyperparameters: Any) -> Optimizer:
     Raises:
       UnknownName: there is no such optimizer, wrapper or hyperparameter.
       OutOfSpace: a value lies outside its space.
+      ConfigError: hyperparameters for an optimizer of a source, such as `"learned:small_fc"`.
 
     Example:
       `get("cosine:adamw", learning_rate=3e-3, warmup_fraction=0.1)`
@@ -94,7 +96,12 @@ def get(name: str, **hyperparameters: Any) -> Optimizer:
 def _wrapped(name: str, hyperparameters: dict[str, Any]) -> Optimizer:
     first, rest = name.split(":", 1)
     if first in SOURCES:
-        return SOURCES[first].load(rest).replace(hyperparameters)
+        if hyperparameters:
+            raise ConfigError(
+                f"{name} takes no hyperparameter {next(iter(hyperparameters))}: its numbers were found by "
+                "learning. Leave it out, or put a wrapper that has it in front (clip:, accumulate:, ...)."
+            )
+        return SOURCES[first].load(rest)
     if first not in PREFIXES:
         error = unknown_name("wrapper", first, [*PREFIXES, *SOURCES])
         raise UnknownName(f"{error} Wrappers are {', '.join(PREFIXES)}.")
@@ -153,9 +160,11 @@ def describe(name: str) -> Description:
       UnknownName: there is no such optimizer or wrapper.
     """
     optimizer = get(name)
-    if (sourced := _sourced(name)) is not None:
-        paper = SOURCES[sourced].paper(optimizer)
-        return Description(name, paper, True, (), {}, optimizer.spaces, {})
+    if (word := _source_word(name)) is not None:
+        paper = SOURCES[word].paper(get(name[name.index(f"{word}:") :]))
+        # Learned numbers have no spaces; what a wrapper adds has.
+        own = {key: np.asarray(optimizer.hyperparameters[key]).tolist() for key in optimizer.spaces}
+        return Description(name, paper, True, (), own, optimizer.spaces, {})
     needs: tuple[str, ...] = ("value_fn",) if name == "sam" or "sam:" in name else ()
     paper, base = None, name.rsplit(":", 1)[-1]
     while base in aliases():
@@ -174,7 +183,7 @@ def describe(name: str) -> Description:
     )
 
 
-def _sourced(name: str) -> str | None:
+def _source_word(name: str) -> str | None:
     """The word of the source that makes the optimizer inside all wrappers; None for registered ones."""
     return next((word for word in name.split(":") if word in SOURCES), None)
 
