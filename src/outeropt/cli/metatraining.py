@@ -100,20 +100,26 @@ def estimator_from(name: str, settings: Mapping[str, Plain]) -> "Estimator":
         raise unknown_name("estimator", name, ESTIMATORS, see="outeropt list estimators")
     kind: Any = ESTIMATORS[name]
     given: dict[str, Any] = dict(settings)
-    known = [key for key in inspect.signature(kind).parameters if key != "lengths"]
-    multiple = given.get("truncation", 1)
-    if "length" in given:
-        given["lengths"] = lengths.Constant(given.pop("length"))
-    elif "low" in given and "high" in given:
-        given["lengths"] = lengths.LogUniform(given.pop("low"), given.pop("high"), multiple)
-    else:
-        raise ConfigError(
-            f"The estimator {name} needs lengths of trajectories: estimator length, or low and high."
-        )
+    taken = list(inspect.signature(kind).parameters)
+    known = [
+        *(key for key in taken if key != "lengths"),
+        *(("length", "low", "high") if "lengths" in taken else ()),
+    ]
+    if "lengths" in taken:
+        if "length" in given:
+            given["lengths"] = lengths.Constant(given.pop("length"))
+        elif "low" in given and "high" in given:
+            multiple = given.get("truncation", 1)
+            given["lengths"] = lengths.LogUniform(given.pop("low"), given.pop("high"), multiple)
+        else:
+            raise ConfigError(
+                f"The estimator {name} needs lengths of trajectories: --estimator.length, or "
+                "--estimator.low and --estimator.high."
+            )
     for key in given:
         if key not in (*known, "lengths"):
             error = unknown_name(f"setting of the estimator {name}", key, known)
-            raise type(error)(f"{error} It has: {', '.join(known)}, length, low, high.")
+            raise type(error)(f"{error} It has: {', '.join(known)}.")
     return kind(**given)
 
 

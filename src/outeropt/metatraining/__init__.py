@@ -14,6 +14,7 @@ from outeropt.metatraining.estimators import (
     TruncatedES,
 )
 from outeropt.metatraining.inner_training import InnerTraining
+from outeropt.metatraining.population import PopulationTraining
 from outeropt.metatraining.run import MetaTraining, metatrain
 from outeropt.metatraining.system import Outcome, System
 from outeropt.metatraining.validation import Validation
@@ -32,6 +33,7 @@ __all__ = [
     "InnerTraining",
     "MetaTraining",
     "Outcome",
+    "PopulationTraining",
     "System",
     "TruncatedES",
     "Validation",
