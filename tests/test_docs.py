@@ -73,6 +73,7 @@ def test_python_examples_run(page, tmp_path, monkeypatch):
 def test_commands_are_understood(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_titled(page)
+    (tmp_path / "configs").symlink_to(DOCS.parent / "configs")
     for words in commands(page):
         verb, *rest = words
         if verb in ("list", "describe") or verb.startswith("-"):
