@@ -15,7 +15,7 @@ import jax
 import pytest
 
 import outeropt
-from outeropt import bench, data, optimizers, store, tasks
+from outeropt import bench, data, learned, metatraining, optimizers, store, tasks
 from outeropt.cli import running
 from outeropt.cli.config import parse
 from outeropt.cli.main import VERBS, main
@@ -24,7 +24,8 @@ from outeropt.cli.main import VERBS, main
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
-RUN = [ROOT / "README.md", DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
+GUIDES = [DOCS / f"{name}.md" for name in ("tutorial", "learned", "estimators")]
+RUN = [ROOT / "README.md", *GUIDES, *sorted((DOCS / "howto").glob("*.md"))]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r'^```(\w+)(?: title="(.+?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
@@ -125,7 +126,10 @@ def documented() -> dict[str, set[str] | None]:
 
 ROOMS = {
     "outeropt": outeropt,
-    **{f"outeropt.{room.__name__.split('.')[-1]}": room for room in (bench, data, optimizers, store, tasks)},
+    **{
+        f"outeropt.{room.__name__.split('.')[-1]}": room
+        for room in (bench, data, learned, metatraining, optimizers, store, tasks)
+    },
 }
 PUBLIC = [(room, name) for room, module in ROOMS.items() for name in module.__all__]
 

@@ -28,7 +28,7 @@ class Config:
     }
 
     out: Path
-    """Folder of the run: checkpoints, TensorBoard scalars, curves, and optimizer.safetensors in the end."""
+    """Folder of the run: checkpoints, TensorBoard scalars, and optimizer.safetensors in the end."""
     tasks: tuple[str, ...]
     """Tasks and families to learn on (outeropt list tasks); each has its own particles."""
     architecture: str = "AdafacMLP"
