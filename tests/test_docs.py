@@ -197,7 +197,8 @@ def test_the_site_builds_and_needs_no_other_server(tmp_path):
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
         cwd=ROOT,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        # Running the notebooks takes minutes; tests/test_notebooks.py does it under the slow mark.
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "RUN_NOTEBOOKS": "false"},
         capture_output=True,
         text=True,
         timeout=300,
