@@ -28,7 +28,8 @@ def measure(concatenated: bool) -> None:
 
     outeropt.use_all_cores(cache=False)
     from outeropt import tasks
-    from outeropt.learned import AdafacMLP, adafac_mlp
+    from outeropt.learned import AdafacMLP
+    from outeropt.learned.mlps import adafac_mlp
     from outeropt.metatraining import PES, MetaTraining, lengths
 
     def side_by_side(layers, features, sources, shape, shared=None):

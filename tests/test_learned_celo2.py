@@ -8,8 +8,8 @@ from jax.flatten_util import ravel_pytree
 
 from learned_golden import assert_same_updates, below, load, replay
 from outeropt.errors import ConfigError
-from outeropt.learned.celo2 import GROUPS, Celo2, VectorMoments
-from outeropt.learned.orthogonalize import orthogonalize
+from outeropt.learned.mlps.celo2 import GROUPS, Celo2, VectorMoments
+from outeropt.learned.mlps.orthogonalize import orthogonalize
 
 
 SHAPES = {"embedding": (6, 4), "w": (4, 6), "b": (5,), "k": (3, 2, 4), "s": ()}

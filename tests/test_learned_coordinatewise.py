@@ -11,10 +11,10 @@ import pytest
 
 from outeropt import tree
 from outeropt.errors import ConfigError
-from outeropt.learned import coordinates, keras_cells
-from outeropt.learned.coordinate_lstm import CoordinateLSTM, log_preprocess
-from outeropt.learned.scale_basic import ScaleBasic, ScaleBasicState
-from outeropt.learned.scale_hierarchical import ScaleHierarchical, ScaleHierarchicalState
+from outeropt.learned.coordinatewise import coordinates, keras_cells
+from outeropt.learned.coordinatewise.coordinate_lstm import CoordinateLSTM, log_preprocess
+from outeropt.learned.coordinatewise.scale_basic import ScaleBasic, ScaleBasicState
+from outeropt.learned.coordinatewise.scale_hierarchical import ScaleHierarchical, ScaleHierarchicalState
 from outeropt.training import inner
 from toys import regression
 

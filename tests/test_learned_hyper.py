@@ -12,8 +12,8 @@ from learned_golden import FOLDER, assert_same_updates, below, load, replay
 from outeropt import training, tree
 from outeropt.errors import ConfigError
 from outeropt.learned.features import normalize
-from outeropt.learned.hyper import HyperV2
-from outeropt.learned.hyper_features import (
+from outeropt.learned.per_tensor.hyper import HyperV2
+from outeropt.learned.per_tensor.hyper_features import (
     LossTrend,
     fraction_embedding,
     parameter_features,

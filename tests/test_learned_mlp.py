@@ -11,10 +11,10 @@ import pytest
 from learned_golden import FOLDER, assert_same_updates, below, load, replay
 from outeropt import checkpoint, tree
 from outeropt.errors import ConfigError
-from outeropt.learned.adafac_mlp import AdafacMLP
 from outeropt.learned.features import factored_axes, learned_decays, normalize, tanh_embedding
-from outeropt.learned.mlp import PerParameterMLP, Sources, momentum_features
-from outeropt.learned.mlp_nominal import ESTIMATES, MLPNominal
+from outeropt.learned.mlps.adafac_mlp import AdafacMLP
+from outeropt.learned.mlps.mlp_nominal import ESTIMATES, MLPNominal
+from outeropt.learned.mlps.per_parameter_mlp import PerParameterMLP, Sources, momentum_features
 from outeropt.learned.moments import FACTORED, MOMENTUM, RMS, Moments, moment_features
 from outeropt.learned.per_parameter import per_parameter
 

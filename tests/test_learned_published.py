@@ -16,10 +16,10 @@ import safetensors.numpy
 
 from learned_golden import below, load
 from outeropt.errors import ConfigError, UnknownName
-from outeropt.learned.adafac_mlp import AdafacMLP
-from outeropt.learned.celo2 import GROUPS, Celo2
-from outeropt.learned.hyper import HyperV2
 from outeropt.learned.learnable import LearnableAdam, LearnableSGDM
+from outeropt.learned.mlps.adafac_mlp import AdafacMLP
+from outeropt.learned.mlps.celo2 import GROUPS, Celo2
+from outeropt.learned.per_tensor.hyper import HyperV2
 from outeropt.learned.published import load_published, published_paths, read_arrays
 
 

@@ -12,11 +12,12 @@ import toys
 from learned_golden import FOLDER, assert_same_updates, below, load, replay
 from outeropt import training, tree
 from outeropt.errors import ConfigError, OuteroptError
-from outeropt.learned import per_parameter, rnn_mlp
-from outeropt.learned.loss_tracking import GradientRange, LossTracker
+from outeropt.learned import per_parameter
 from outeropt.learned.networks import LSTM
-from outeropt.learned.nn_adam import NNAdam
-from outeropt.learned.rnn_mlp import RNNMLP, sin_embedding
+from outeropt.learned.per_tensor import rnn_mlp
+from outeropt.learned.per_tensor.loss_tracking import GradientRange, LossTracker
+from outeropt.learned.per_tensor.nn_adam import NNAdam
+from outeropt.learned.per_tensor.rnn_mlp import RNNMLP, sin_embedding
 
 
 # These programs run once: compile them fast rather than well.

@@ -1,20 +1,20 @@
 """Learned optimizers: architectures whose array leaves are meta-parameters, and weights for them."""
 
-from outeropt.learned.adafac_mlp import AdafacMLP
 from outeropt.learned.architectures import ARCHITECTURES, paper
 from outeropt.learned.base import LearnedOptimizer
-from outeropt.learned.celo2 import Celo2
-from outeropt.learned.coordinate_lstm import CoordinateLSTM
+from outeropt.learned.coordinatewise.coordinate_lstm import CoordinateLSTM
+from outeropt.learned.coordinatewise.scale_basic import ScaleBasic
+from outeropt.learned.coordinatewise.scale_hierarchical import ScaleHierarchical
 from outeropt.learned.files import about, build, load, names
-from outeropt.learned.hyper import HyperV2
 from outeropt.learned.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
-from outeropt.learned.mlp import PerParameterMLP
-from outeropt.learned.mlp_nominal import MLPNominal
-from outeropt.learned.nn_adam import NNAdam
+from outeropt.learned.mlps.adafac_mlp import AdafacMLP
+from outeropt.learned.mlps.celo2 import Celo2
+from outeropt.learned.mlps.mlp_nominal import MLPNominal
+from outeropt.learned.mlps.per_parameter_mlp import PerParameterMLP
+from outeropt.learned.per_tensor.hyper import HyperV2
+from outeropt.learned.per_tensor.nn_adam import NNAdam
+from outeropt.learned.per_tensor.rnn_mlp import RNNMLP
 from outeropt.learned.published import load_published, read_arrays
-from outeropt.learned.rnn_mlp import RNNMLP
-from outeropt.learned.scale_basic import ScaleBasic
-from outeropt.learned.scale_hierarchical import ScaleHierarchical
 from outeropt.optimizers.registry import Source, add_source
 
 

@@ -1,18 +1,18 @@
 """The architectures of learned optimizers by name, with their papers."""
 
 from outeropt.errors import unknown_name
-from outeropt.learned.adafac_mlp import AdafacMLP
 from outeropt.learned.base import LearnedOptimizer
-from outeropt.learned.celo2 import Celo2
-from outeropt.learned.coordinate_lstm import CoordinateLSTM
-from outeropt.learned.hyper import HyperV2
+from outeropt.learned.coordinatewise.coordinate_lstm import CoordinateLSTM
+from outeropt.learned.coordinatewise.scale_basic import ScaleBasic
+from outeropt.learned.coordinatewise.scale_hierarchical import ScaleHierarchical
 from outeropt.learned.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
-from outeropt.learned.mlp import PerParameterMLP
-from outeropt.learned.mlp_nominal import MLPNominal
-from outeropt.learned.nn_adam import NNAdam
-from outeropt.learned.rnn_mlp import RNNMLP
-from outeropt.learned.scale_basic import ScaleBasic
-from outeropt.learned.scale_hierarchical import ScaleHierarchical
+from outeropt.learned.mlps.adafac_mlp import AdafacMLP
+from outeropt.learned.mlps.celo2 import Celo2
+from outeropt.learned.mlps.mlp_nominal import MLPNominal
+from outeropt.learned.mlps.per_parameter_mlp import PerParameterMLP
+from outeropt.learned.per_tensor.hyper import HyperV2
+from outeropt.learned.per_tensor.nn_adam import NNAdam
+from outeropt.learned.per_tensor.rnn_mlp import RNNMLP
 from outeropt.optimizer import Optimizer
 from outeropt.optimizers.entry import Paper
 

@@ -14,8 +14,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from outeropt import tree
 from outeropt.errors import ConfigError
 from outeropt.learned.base import LearnedOptimizer
-from outeropt.learned.hyper_controller import Controller
-from outeropt.learned.hyper_features import (
+from outeropt.learned.moments import Moments
+from outeropt.learned.networks import MLP
+from outeropt.learned.per_parameter import per_parameter
+from outeropt.learned.per_tensor.hyper_controller import Controller
+from outeropt.learned.per_tensor.hyper_features import (
     PARAMETER_FEATURES,
     TENSOR_FEATURES,
     LossTrend,
@@ -24,9 +27,6 @@ from outeropt.learned.hyper_features import (
     tensor_inputs,
     updated_moments,
 )
-from outeropt.learned.moments import Moments
-from outeropt.learned.networks import MLP
-from outeropt.learned.per_parameter import per_parameter
 from outeropt.optimizer import Params
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from outeropt.learned.moments import FACTORED, FEATURES, MOMENTUM, RMS, Moments, Sources, moment_features
-from outeropt.learned.tensor_statistics import log_magnitude
+from outeropt.learned.per_tensor.tensor_statistics import log_magnitude
 
 
 # Shares of the run's length around which the network can tell the time.

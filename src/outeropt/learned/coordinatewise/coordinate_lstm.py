@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from outeropt.errors import ConfigError
-from outeropt.learned import coordinates, keras_cells
 from outeropt.learned.base import LearnedOptimizer
-from outeropt.learned.keras_cells import LSTMStack, LSTMState
+from outeropt.learned.coordinatewise import coordinates, keras_cells
+from outeropt.learned.coordinatewise.keras_cells import LSTMStack, LSTMState
 from outeropt.learned.networks import Linear
 from outeropt.optimizer import Params
 

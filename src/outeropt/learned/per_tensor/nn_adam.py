@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from outeropt.errors import ConfigError
 from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.networks import LSTM, Linear
-from outeropt.learned.tensor_statistics import log_magnitude, means_and_variances
+from outeropt.learned.per_tensor.tensor_statistics import log_magnitude, means_and_variances
 from outeropt.optimizer import OptState, Params
 
 

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from outeropt.errors import ConfigError
 from outeropt.learned import tensorwise
-from outeropt.learned.adafac_mlp import checkpoint_names
 from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.features import TIME_SCALES, tanh_embedding
+from outeropt.learned.mlps.adafac_mlp import checkpoint_names
 from outeropt.learned.moments import FEATURES, Decays, Moments, Sources, moment_features
 from outeropt.learned.networks import MLP
 from outeropt.learned.per_parameter import per_parameter

@@ -15,9 +15,9 @@ from outeropt import tree
 from outeropt.errors import ConfigError
 from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.features import accumulate
+from outeropt.learned.mlps.orthogonalize import orthogonalize
 from outeropt.learned.moments import Moments, Sources
 from outeropt.learned.networks import MLP, Linear
-from outeropt.learned.orthogonalize import orthogonalize
 from outeropt.optimizer import OptState, Params
 
 

@@ -13,10 +13,10 @@ from outeropt import tree
 from outeropt.errors import ConfigError, OuteroptError
 from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.features import TIME_SCALES, accumulate
-from outeropt.learned.loss_tracking import GradientRange, LossTracker
 from outeropt.learned.networks import LSTM, MLP, Linear
 from outeropt.learned.per_parameter import per_parameter
-from outeropt.learned.tensor_statistics import log_magnitude, means_and_variances, safe_sqrt
+from outeropt.learned.per_tensor.loss_tracking import GradientRange, LossTracker
+from outeropt.learned.per_tensor.tensor_statistics import log_magnitude, means_and_variances, safe_sqrt
 from outeropt.optimizer import OptState, Params
 
 
