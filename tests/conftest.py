@@ -1,8 +1,11 @@
 """Strict settings for every test, and the places where data and caches are."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
+
+import pytest
 
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
@@ -21,3 +24,15 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Frees each file's compiled programs.
+
+    A program holds a dozen memory maps or more, and Linux allows a process 65 530; a process that runs all
+    tests and keeps all programs dies of it, with a segmentation fault wherever it asks for the next map.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()

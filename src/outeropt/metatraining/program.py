@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from outeropt.metatraining.estimators import Estimator
-from outeropt.metatraining.system import System
+from outeropt.metatraining.system import Outcome, System
 from outeropt.optimizer import Optimizer
 
 
@@ -36,6 +37,30 @@ class MetaState(eqx.Module):
     outer: PyTree
     particles: tuple[PyTree, ...]
     step: Int[Array, ""]
+
+
+class Raveled(System):
+    """A system whose theta is one vector: what an estimator does to theta is then one operation, not one for
+    each leaf, which takes seconds less to compile.
+
+    Attributes:
+      system: the same system for theta as it is.
+      unravel: from the vector to theta.
+    """
+
+    system: System
+    unravel: Callable[[Float[Array, " size"]], PyTree] = eqx.field(static=True)
+
+    def draw(self, key: PRNGKeyArray) -> PyTree:
+        return self.system.draw(key)
+
+    def init(self, theta: PyTree, setup: PyTree, length: Int[Array, ""], key: PRNGKeyArray) -> PyTree:
+        return self.system.init(self.unravel(theta), setup, length, key)
+
+    def step(
+        self, theta: PyTree, setup: PyTree, state: PyTree, step: Int[Array, ""], key: PRNGKeyArray
+    ) -> tuple[PyTree, Outcome]:
+        return self.system.step(self.unravel(theta), setup, state, step, key)
 
 
 class Recipe(eqx.Module):
@@ -71,8 +96,9 @@ def begin(recipe: Recipe, theta: Optimizer, key: Key[Array, ""], steps: int, mes
 
 
 def _begin(recipe: Recipe, theta: Optimizer, key: Key[Array, ""], steps: int) -> MetaState:
+    vector, unravel = ravel_pytree(theta)
     particles = tuple(
-        recipe.estimator.init(system, theta, jax.random.fold_in(key, i), 0)
+        recipe.estimator.init(Raveled(system, unravel), vector, jax.random.fold_in(key, i), 0)
         for i, system in enumerate(recipe.systems)
     )
     return MetaState(theta, recipe.outer.init(theta, num_steps=steps), particles, jnp.int32(0))
@@ -105,15 +131,16 @@ def outer_step(
       means of the estimator's diagnostics over families.
     """
     step_key = jax.random.fold_in(key, state.step)
+    vector, unravel = ravel_pytree(state.theta)
     estimates, particles = [], []
     for i, (system, old) in enumerate(zip(recipe.systems, state.particles)):
         estimate, new = recipe.estimator.estimate(
-            system, state.theta, old, jax.random.fold_in(step_key, i), state.step, axis
+            Raveled(system, unravel), vector, old, jax.random.fold_in(step_key, i), state.step, axis
         )
         estimates.append(estimate)
         particles.append(new)
     count = len(estimates)
-    grad = jax.tree.map(lambda *grads: sum(grads) / count, *(estimate.grad for estimate in estimates))
+    grad = unravel(sum(estimate.grad for estimate in estimates) / count)
     loss = sum(estimate.loss for estimate in estimates) / count
     updates, outer = recipe.outer.update(
         grad, state.outer, state.theta, value=loss, grad=grad, key=step_key, step=state.step
