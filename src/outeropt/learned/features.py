@@ -94,7 +94,8 @@ class Factored(eqx.Module):
         """
         axes = factored_axes(shape)
         if axes is None or self.col is None:
-            return jax.lax.rsqrt(self.row + 1e-9), jnp.ones((1,) * (len(shape) + 1), jnp.float32)
+            ones = jnp.ones((self.row.shape[0], *(1,) * len(shape)), jnp.float32)
+            return jax.lax.rsqrt(self.row + 1e-9), ones
         d1, d0 = axes
         lost = d1 - 1 if d1 > d0 else d1
         mean = jnp.mean(self.row, axis=1 + lost, keepdims=True) + 1e-9

@@ -65,7 +65,10 @@ class Moments(eqx.Module):
 
 
 class Sources(NamedTuple):
-    """Arrays `[channels, *shape]`, with length 1 along axes on which they do not depend."""
+    """Arrays `[channels, *shape]`, with length 1 along axes on which they do not depend.
+
+    The features take the channels one by one, so that arrays may also be tuples of their channels.
+    """
 
     grad: Array
     params: Array
@@ -85,20 +88,19 @@ def moment_features(sources: Sources) -> list[Array]:
     preconditioned by the factored moments (3); their rows (3), columns (3), and one over the roots of both
     (6); momenta preconditioned like the gradient (3).
     """
-    s = sources
-    inverse = jax.lax.rsqrt(s.rms + 1e-6)
-    groups = (
-        s.grad,
-        s.params,
-        s.momentum,
-        s.rms,
-        s.momentum * inverse,
+    s, (grad,), (rms,) = sources, sources.grad, sources.rms
+    inverse = jax.lax.rsqrt(rms + 1e-6)
+    return [
+        grad,
+        *s.params,
+        *s.momentum,
+        rms,
+        *(momentum * inverse for momentum in s.momentum),
         inverse,
-        s.grad * s.row_factor * s.col_factor,
-        s.row,
-        s.col,
-        jax.lax.rsqrt(s.row + 1e-8),
-        jax.lax.rsqrt(s.col + 1e-8),
-        s.momentum * s.momentum_factor * s.col_factor,
-    )
-    return [group[i] for group in groups for i in range(group.shape[0])]
+        *(grad * row * col for row, col in zip(s.row_factor, s.col_factor)),
+        *s.row,
+        *s.col,
+        *(jax.lax.rsqrt(row + 1e-8) for row in s.row),
+        *(jax.lax.rsqrt(col + 1e-8) for col in s.col),
+        *(m * factor * col for m, factor, col in zip(s.momentum, s.momentum_factor, s.col_factor)),
+    ]

@@ -6,7 +6,8 @@ takes many times the tensor's memory, and most of the time. So
 * features are normalised by scaling the rows of the first layer, never by rewriting the features;
 * a feature that is constant along an axis (an average over rows) meets its weights before it is spread out;
 * narrow networks are written as sums of products, which XLA fuses with the features into one loop;
-* wide networks are matrix products over blocks of parameters that stay in the cache.
+* wide networks are matrix products over blocks of parameters that stay in the cache;
+* on a GPU, kernels make the features in registers and evaluate the network there (`fused`).
 """
 
 import functools
@@ -18,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
+
+from outeropt.learned import fused
 
 
 # Up to this width one fused loop is faster than matrix products, and compiles in the same time.
@@ -58,23 +61,55 @@ def per_parameter(
     Args:
       layers: of the network; the first takes the features and then the shared inputs.
       features: makes the features from `sources` or from a block of them: arrays of rank `len(shape)` whose
-        axes have the tensor's length or 1. Works on each parameter by itself.
-      sources: arrays whose last `len(shape)` axes have the tensor's length or 1.
+        axes have the tensor's length or 1. Works on each parameter by itself. Closes over no arrays, and takes
+        channels by index or one after another: a kernel gives a tuple of them for each source that has any.
+      sources: arrays `shape` or `[channels, *shape]`, or with length 1 along some of the tensor's axes.
       shape: the tensor's, of rank 1 or more.
       shared: inputs that all parameters have in common, such as the time; they are not normalised.
 
     Returns:
       The outputs of the network, one array for each.
     """
+    if jax.default_backend() == "gpu" and fused.covers(shape):  # Elsewhere kernels are not even traced.
+        return _by_kernels(layers, features, sources, shape, shared)
     made = features(sources)
-    first = layers[0]
-    scales = jax.lax.rsqrt(1e-5 + mean_squares(made))
-    bias = first.bias if shared is None else first.bias + shared @ first.weight[len(made) :]
-    scaled = Layer(first.weight[: len(made)] * scales[:, None], bias)
-    network = (scaled, *(Layer(layer.weight, layer.bias) for layer in layers[1:]))
-    if max(layer.bias.size for layer in network) <= NARROW:
-        return [jnp.broadcast_to(out, shape) for out in _narrow(network, tuple(made))]
-    return _blocked(network, features, sources, shape)
+    return _outputs(_scaled(layers, mean_squares(made), shared), features, sources, shape, made)
+
+
+def _by_kernels(layers, features, sources, shape, shared) -> list[Array]:
+    """The same with `fused`, if the device that a program is compiled for turns out to be a GPU."""
+    squares = fused.on_gpu(
+        functools.partial(fused.mean_squares, features, shape),
+        lambda sources: mean_squares(features(sources)),
+    )
+    outputs = fused.on_gpu(
+        functools.partial(fused.network, features, shape),
+        lambda layers, sources: _outputs(layers, features, sources, shape, features(sources)),
+    )
+    return outputs(_scaled(layers, squares(sources), shared), sources)
+
+
+def _scaled(
+    layers: Sequence[Affine], squares: Float[Array, " features"], shared: Float[Array, " shared"] | None
+) -> tuple[Layer, ...]:
+    """The network on features as they are, without shared inputs."""
+    first, scales = layers[0], jax.lax.rsqrt(1e-5 + squares)
+    bias = first.bias if shared is None else first.bias + shared @ first.weight[squares.size :]
+    scaled = Layer(first.weight[: squares.size] * scales[:, None], bias)
+    return scaled, *(Layer(layer.weight, layer.bias) for layer in layers[1:])
+
+
+def _outputs(
+    layers: tuple[Layer, ...],
+    features: Features,
+    sources: PyTree,
+    shape: tuple[int, ...],
+    made: Sequence[Array],
+) -> list[Array]:
+    """The network in the form for its width, on features that were made or on sources."""
+    if max(layer.bias.size for layer in layers) <= NARROW:
+        return [jnp.broadcast_to(out, shape) for out in _narrow(layers, tuple(made))]
+    return _blocked(layers, features, sources, shape)
 
 
 def mean_squares(features: Sequence[Array]) -> Float[Array, " features"]:

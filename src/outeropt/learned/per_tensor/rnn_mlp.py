@@ -306,5 +306,6 @@ def _own_features(sources: list[Array]) -> list[Array]:
     the roots.
     """
     g, p, momenta, squares = sources
-    inverse = jax.lax.rsqrt(squares + 1e-6)
-    return [g, p, jnp.log(jnp.abs(p) + 1e-8), *momenta, *squares, *(momenta * inverse), *inverse]
+    inverse = [jax.lax.rsqrt(square + 1e-6) for square in squares]
+    scaled = [momentum * one_over for momentum, one_over in zip(momenta, inverse)]
+    return [g, p, jnp.log(jnp.abs(p) + 1e-8), *momenta, *squares, *scaled, *inverse]
