@@ -1,22 +1,20 @@
-"""The per-parameter network and the size of its features as two GPU kernels.
+"""The per-parameter network, and the mean squares of its features, as two GPU kernels.
 
-Between them, the kernels read what the features are made of twice, and write the outputs of the network; features and
-activations stay in registers. For AdafacMLP the sources of a matrix are gradient, parameter, three momenta and a
-second moment, and rows and columns whose size does not count: 24 bytes a parameter for the mean squares, 24 for the
-network, and 8 for its two outputs. What comes before and after, the moments and the step itself, is XLA's.
+Features and activations stay in registers. Memory sees what features are made of, the sources, once in each
+kernel, and the outputs once. For AdafacMLP and a matrix, sources are gradient, parameter, three momenta, a
+second moment, and rows and columns that weigh nothing. So 24 bytes a parameter move for the mean squares, and
+24 + 8 for the network with its two outputs. What comes before and after, moments and step, is left to XLA.
 
-A program takes a block of parameters that lie one after the other in memory, whatever the tensor's shape, and finds
-the entries of rows and columns that belong to them by their coordinates. The network is written as sums of products:
-weights are numbers that all threads share.
-
-The kernels are written in Pallas and compiled by Triton, which knows neither slices nor sizes other than powers of
-two. So features are made from channels one by one, as vectors, and the last block is masked.
+A program takes a block of parameters that lie one after another in memory, whatever the tensor's shape, and
+finds their entries in rows and columns by their coordinates. The network is sums of products, with weights
+that all threads share. The kernels are written in Pallas and compiled by Triton, which has neither slices nor
+arrays of other sizes than powers of two: so features are made from single channels, and the last block is masked.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,18 +24,19 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
-# Parameters in a block of the network: four for each of 128 threads, so that each weight, once read, serves four
-# products. Wider networks have two for each thread, or their activations would not fit into registers.
+# Parameters in a block of the network: four for each of 128 threads, so that a weight, once read, serves four
+# products. Above the width `NARROW` it is two, or activations would not fit into the registers.
 BLOCK, WIDE_BLOCK = 512, 256
 NARROW = 8
 WARPS = 4
-# For the mean squares: parameters in a block, and how many blocks a program adds up before it sums over threads.
+# For the mean squares: parameters in a block, and blocks that a program adds up before it sums over threads.
 SUM_BLOCK = 512
 SUM_BLOCKS = 16
 SUM_WARPS = 8
 
 Features = Callable[[PyTree], Sequence[Array]]
 LayerRefs = tuple[Any, Any]
+MultiplyAdd = Callable[[Array, Array, Array], Array]
 
 
 def covers(shape: tuple[int, ...]) -> bool:
@@ -48,8 +47,7 @@ def covers(shape: tuple[int, ...]) -> bool:
 def on_gpu(kernel: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
     """A function that is `kernel` on NVIDIA's GPUs and `otherwise` on all else.
 
-    The choice falls when a program is compiled for a device. Derivatives of both are those of `otherwise`, so that
-    there is one formula for them.
+    The choice falls when a program is compiled for a device. The derivatives are always those of `otherwise`.
 
     Args:
       kernel: a function of arrays; it may close over none.
@@ -78,8 +76,8 @@ def network(
     """A ReLU network on the features of each parameter.
 
     Args:
-      features: makes features, without normalising them, from `sources` with a tuple of channels in the place of
-        each array that has channels. May close over no array.
+      features: makes features from `sources`, with a tuple of channels in the place of each array that has
+        channels. May close over no array.
       shape: the tensor's; `covers` must hold for it.
       layers: with `weight` `[inputs, outputs]` and `bias` `[outputs]`; the first takes the features alone.
       sources: float32 arrays `[channels, *shape]` or `shape`, with length 1 along any of the tensor's axes.
@@ -99,7 +97,8 @@ def network(
         inside = parameters < math.prod(shape)
         made = features(reads(refs[len(weights) :], parameters, inside))
         pairs = list(zip(refs[: len(weights) : 2], refs[1 : len(weights) : 2]))
-        for ref, value in zip(outputs, _evaluate(pairs, made, block)):
+        units = [jnp.broadcast_to(x, (block,)) for x in made]
+        for ref, value in zip(outputs, _evaluate(_MULTIPLY_ADD[interpret], pairs, units), strict=True):
             triton.store(ref, value, mask=inside)
 
     out = pl.pallas_call(
@@ -133,9 +132,8 @@ def mean_squares(
             parameters = (first + step) * SUM_BLOCK + jnp.arange(SUM_BLOCK, dtype=jnp.int32)
             inside = parameters < size
             made = features(reads(refs, parameters, inside))
-            return tuple(
-                total + jnp.where(inside, jnp.square(x), 0.0) for total, x in zip(totals, made, strict=True)
-            )
+            made = [jnp.where(inside, x, 0.0) for x in made]
+            return tuple(_MULTIPLY_ADD[interpret](x, x, total) for x, total in zip(made, totals, strict=True))
 
         zeros = (jnp.zeros(SUM_BLOCK, jnp.float32),) * count
         for i, total in enumerate(jax.lax.fori_loop(0, steps, add, zeros)):
@@ -221,44 +219,60 @@ def _place(
     return place
 
 
-def _evaluate(layers: Sequence[LayerRefs], inputs: Iterable[Array], block: int) -> list[Array]:
+def _evaluate(multiply_add: MultiplyAdd, layers: Sequence[LayerRefs], units: list[Array]) -> list[Array]:
     """The network on vectors.
 
-    Units of every other layer live only until they are added to the units of the next, in a loop over them: this
-    needs registers for half of the layers, and makes programs that are short and compile soon.
+    Units of every other layer live only until they are added to the units of the next, in a loop over them.
+    This needs registers for fewer units, and makes programs that are short and compile soon.
     """
-    units = [jnp.broadcast_to(x, (block,)) for x in inputs]
-    for i in range(0, len(layers) - 1, 2):
-        units = [_relu(x) for x in units] if i else units
-        units = _two_layers(layers[i], layers[i + 1], units)
-    if len(layers) % 2:
-        units = [_relu(x) for x in units] if len(layers) > 1 else units
-        units = [_unit(layers[-1], units, j) for j in range(layers[-1][1].shape[0])]
+
+    def unit(layer: LayerRefs, inputs: list[Array], j: Int[Array, ""] | int) -> Array:
+        weight, bias = layer
+        return functools.reduce(
+            lambda total, i: multiply_add(inputs[i], weight[i, j], total),
+            range(len(inputs)),
+            jnp.broadcast_to(bias[j], inputs[0].shape),
+        )
+
+    def two_layers(first: LayerRefs, second: LayerRefs, inputs: list[Array]) -> list[Array]:
+        weight, bias = second
+
+        def add(j, totals):
+            hidden = _relu(unit(first, inputs, j))
+            return tuple(multiply_add(hidden, weight[j, i], total) for i, total in enumerate(totals))
+
+        start = tuple(jnp.broadcast_to(bias[i], inputs[0].shape) for i in range(bias.shape[0]))
+        return list(jax.lax.fori_loop(0, weight.shape[0], add, start))
+
+    for i in range(0, len(layers), 2):
+        if i:
+            units = [_relu(x) for x in units]
+        if i + 1 < len(layers):
+            units = two_layers(layers[i], layers[i + 1], units)
+        else:
+            units = [unit(layers[i], units, j) for j in range(layers[i][1].shape[0])]
     return units
-
-
-def _two_layers(first: LayerRefs, second: LayerRefs, inputs: list[Array]) -> list[Array]:
-    weight, bias = second
-
-    def add(j, totals):
-        unit = _relu(_unit(first, inputs, j))
-        return tuple(total + unit * weight[j, i] for i, total in enumerate(totals))
-
-    start = tuple(jnp.broadcast_to(bias[i], inputs[0].shape) for i in range(bias.shape[0]))
-    return list(jax.lax.fori_loop(0, weight.shape[0], add, start))
-
-
-def _unit(layer: LayerRefs, inputs: list[Array], j: Int[Array, ""] | int) -> Array:
-    weight, bias = layer
-    total = jnp.broadcast_to(bias[j], inputs[0].shape)
-    for i, x in enumerate(inputs):
-        total = total + x * weight[i, j]
-    return total
 
 
 def _relu(x: Array) -> Array:
     # Triton's maximum of NaN and 0 is 0, and diverged runs would look sound.
     return jnp.where(x <= 0.0, 0.0, x)
+
+
+def _multiply_add(x: Array, y: Array, total: Array) -> Array:
+    # Triton leaves two operations of what is one instruction.
+    (out,) = triton.elementwise_inline_asm(
+        "fma.rn.f32 $0, $1, $2, $3;",
+        args=[x, jnp.broadcast_to(y, x.shape), total],
+        constraints="=f,f,f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
+    )
+    return out
+
+
+# `x y + total`, by whether a kernel is interpreted.
+_MULTIPLY_ADD: dict[bool, MultiplyAdd] = {False: _multiply_add, True: lambda x, y, total: x * y + total}
 
 
 def _whole(x: Array) -> pl.BlockSpec:

@@ -61,8 +61,8 @@ def per_parameter(
     Args:
       layers: of the network; the first takes the features and then the shared inputs.
       features: makes the features from `sources` or from a block of them: arrays of rank `len(shape)` whose
-        axes have the tensor's length or 1. Works on each parameter by itself. Closes over no arrays, and takes
-        channels by index or one after another: a kernel gives a tuple of them for each source that has any.
+        axes have the tensor's length or 1. Works on each parameter by itself. Closes over no arrays, and
+        takes channels by index or one after another: kernels give a tuple of them for a source that has any.
       sources: arrays `shape` or `[channels, *shape]`, or with length 1 along some of the tensor's axes.
       shape: the tensor's, of rank 1 or more.
       shared: inputs that all parameters have in common, such as the time; they are not normalised.
