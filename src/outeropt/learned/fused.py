@@ -7,8 +7,8 @@ second moment, and rows and columns that weigh nothing. So 24 bytes a parameter 
 
 A program takes a block of parameters that lie one after another in memory, whatever the tensor's shape, and
 finds their entries in rows and columns by their coordinates. The network is sums of products, with weights
-that all threads share. The kernels are written in Pallas and compiled by Triton. Its arrays cannot be cut, and
-their lengths are powers of two: so features are made from single channels, and the last block is masked.
+that all threads share. The kernels are written in Pallas and compiled by Triton. Its arrays cannot be cut and
+have powers of two for lengths: so features are made from single channels, and the last block is masked.
 """
 
 import functools
