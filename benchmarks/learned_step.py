@@ -2,6 +2,7 @@
 
     python benchmarks/learned_step.py                                # prints two Markdown tables
     python benchmarks/learned_step.py --side 4096 --repeats 10
+    python benchmarks/learned_step.py --side 10000 --no-reference    # 100M parameters, for a GPU
 
 Compiled steps, with parameters and state donated, on one square tensor and on the tensors of a small network.
 All take turns in one process; of two steps in a turn the second is timed. Times are medians, and in brackets
@@ -82,8 +83,9 @@ class Cost(NamedTuple):
 def measure(found: dict[str, Contender], shapes, repeats: int) -> dict[str, Cost]:
     """Costs of one step of each, in turns."""
     steps, costs = {}, {}
+    grads = normal(0, shapes)
     for name, contender in found.items():
-        steps[name], memory = prepare(contender, shapes)
+        steps[name], memory = prepare(contender, normal(1, shapes), grads)
         costs[name] = Cost([], [], memory)
     for _ in range(repeats):
         for name, step in steps.items():
@@ -93,13 +95,14 @@ def measure(found: dict[str, Contender], shapes, repeats: int) -> dict[str, Cost
     return costs
 
 
-def prepare(contender: Contender, shapes) -> tuple[Iterator[tuple[float, float]], float]:
+def normal(seed: int, shapes) -> list[jax.Array]:
+    """Normal tensors of these shapes."""
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes)]
+
+
+def prepare(contender: Contender, params, grads) -> tuple[Iterator[tuple[float, float]], float]:
     """The seconds (wall, CPU) of one step after another, and its temporary memory."""
-    keys = jax.random.split(jax.random.key(0), 2 * len(shapes))
-    params, grads = (
-        [jax.random.normal(key, shape) for key, shape in zip(part, shapes)]
-        for part in (keys[: len(shapes)], keys[len(shapes) :])
-    )
     state = contender.optimizer.init(params)
 
     def step(optimizer, params, state, grads):
