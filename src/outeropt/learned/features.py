@@ -5,6 +5,10 @@ no bias correction. Equations: Metz et al. 2022, "Practical tradeoffs between me
 in learned optimizers" (arXiv 2203.11860), with the constants of the authors' code.
 """
 
+import functools
+import operator
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -43,6 +47,15 @@ def learned_decays(initial: tuple[float, ...], theta: Float[Array, " decays"]) -
     """Decays `1 - (1 - initial) exp(10 theta)` in [0, 1]; theta = 0 gives the initial ones."""
     start = jnp.log(1.0 - jnp.asarray(initial, jnp.float32)) / 10.0
     return jnp.clip(1.0 - jnp.exp(10.0 * (start + theta)), 0.0, 1.0)
+
+
+def product(*factors: Any) -> Any:
+    """Of arrays `[channels, *shape]`, or of tuples of channels; a single channel goes with all."""
+    if not isinstance(factors[0], tuple):
+        return functools.reduce(operator.mul, factors)
+    count = max(len(factor) for factor in factors)
+    each = ([factor[i % len(factor)] for factor in factors] for i in range(count))
+    return tuple(functools.reduce(operator.mul, channels) for channels in each)
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -94,8 +107,7 @@ class Factored(eqx.Module):
         """
         axes = factored_axes(shape)
         if axes is None or self.col is None:
-            ones = jnp.ones((self.row.shape[0], *(1,) * len(shape)), jnp.float32)
-            return jax.lax.rsqrt(self.row + 1e-9), ones
+            return jax.lax.rsqrt(self.row + 1e-9), jnp.ones((1,) * (len(shape) + 1), jnp.float32)
         d1, d0 = axes
         lost = d1 - 1 if d1 > d0 else d1
         mean = jnp.mean(self.row, axis=1 + lost, keepdims=True) + 1e-9

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from outeropt.learned.features import Factored, accumulate, learned_decays
+from outeropt.learned.features import Factored, accumulate, learned_decays, product
 
 
 # Where the learned decays start.
@@ -67,7 +67,7 @@ class Moments(eqx.Module):
 class Sources(NamedTuple):
     """Arrays `[channels, *shape]`, with length 1 along axes on which they do not depend.
 
-    The features take the channels one by one, so that arrays may also be tuples of their channels.
+    Features may also be made from tuples of the channels, as kernels do.
     """
 
     grad: Array
@@ -88,19 +88,23 @@ def moment_features(sources: Sources) -> list[Array]:
     preconditioned by the factored moments (3); their rows (3), columns (3), and one over the roots of both
     (6); momenta preconditioned like the gradient (3).
     """
-    s, (grad,), (rms,) = sources, sources.grad, sources.rms
-    inverse = jax.lax.rsqrt(rms + 1e-6)
-    return [
-        grad,
-        *s.params,
-        *s.momentum,
-        rms,
-        *(momentum * inverse for momentum in s.momentum),
+    s = sources
+    inverse, row, col = (
+        jax.tree.map(lambda v, damping=damping: jax.lax.rsqrt(v + damping), x)
+        for x, damping in ((s.rms, 1e-6), (s.row, 1e-8), (s.col, 1e-8))
+    )
+    groups = (
+        s.grad,
+        s.params,
+        s.momentum,
+        s.rms,
+        product(s.momentum, inverse),
         inverse,
-        *(grad * row * col for row, col in zip(s.row_factor, s.col_factor)),
-        *s.row,
-        *s.col,
-        *(jax.lax.rsqrt(row + 1e-8) for row in s.row),
-        *(jax.lax.rsqrt(col + 1e-8) for col in s.col),
-        *(m * factor * col for m, factor, col in zip(s.momentum, s.momentum_factor, s.col_factor)),
-    ]
+        product(s.grad, s.row_factor, s.col_factor),
+        s.row,
+        s.col,
+        row,
+        col,
+        product(s.momentum, s.momentum_factor, s.col_factor),
+    )
+    return [group[i] for group in groups for i in range(len(group))]

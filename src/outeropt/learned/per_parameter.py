@@ -62,7 +62,7 @@ def per_parameter(
       layers: of the network; the first takes the features and then the shared inputs.
       features: makes the features from `sources` or from a block of them: arrays of rank `len(shape)` whose
         axes have the tensor's length or 1. Works on each parameter by itself. Closes over no arrays, and
-        takes channels by index or one after another: kernels give a tuple of them for a source that has any.
+        also takes tuples of channels in the place of arrays that have channels, which is what kernels give.
       sources: arrays `shape` or `[channels, *shape]`, or with length 1 along some of the tensor's axes.
       shape: the tensor's, of rank 1 or more.
       shared: inputs that all parameters have in common, such as the time; they are not normalised.

@@ -100,7 +100,7 @@ class Sources(NamedTuple):
 
 def momentum_features(sources: Sources) -> list[Array]:
     """The 8 features of each parameter before normalisation, in the order of the published networks."""
-    return [channel for channels in sources for channel in channels]
+    return [group[i] for group in sources for i in range(len(group))]
 
 
 def _averaged(old: Float[Array, "6 *shape"], grad: Float[Array, "*shape"]) -> Float[Array, "6 *shape"]:

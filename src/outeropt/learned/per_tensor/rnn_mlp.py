@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from outeropt import tree
 from outeropt.errors import ConfigError, OuteroptError
 from outeropt.learned.base import LearnedOptimizer
-from outeropt.learned.features import TIME_SCALES, accumulate
+from outeropt.learned.features import TIME_SCALES, accumulate, product
 from outeropt.learned.networks import LSTM, MLP, Linear
 from outeropt.learned.per_parameter import per_parameter
 from outeropt.learned.per_tensor.loss_tracking import GradientRange, LossTracker
@@ -306,6 +306,5 @@ def _own_features(sources: list[Array]) -> list[Array]:
     the roots.
     """
     g, p, momenta, squares = sources
-    inverse = [jax.lax.rsqrt(square + 1e-6) for square in squares]
-    scaled = [momentum * one_over for momentum, one_over in zip(momenta, inverse)]
-    return [g, p, jnp.log(jnp.abs(p) + 1e-8), *momenta, *squares, *scaled, *inverse]
+    inverse = jax.tree.map(lambda v: jax.lax.rsqrt(v + 1e-6), squares)
+    return [g, p, jnp.log(jnp.abs(p) + 1e-8), *momenta, *squares, *product(momenta, inverse), *inverse]
