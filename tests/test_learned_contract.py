@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from outeropt import Store, learned, optimizers, sweep, tasks, train, tree
+from outeropt.errors import ConfigError
 from outeropt.learned import ARCHITECTURES
 
 
@@ -267,6 +268,15 @@ def test_trains(name):
         small(name),
     )
     assert run.curves["train/loss"].shape == (5,)
+
+
+@each
+def test_sizes_that_make_no_network_are_refused(name):
+    kind = ARCHITECTURES[name]
+    settings = learned.build(name, {}).settings
+    for setting in (key for key, value in settings.items() if type(value) is int):
+        with pytest.raises(ConfigError, match=f"^{setting} must be at least 1, not 0"):
+            kind(**{setting: 0})
 
 
 def test_every_architecture_is_in_the_suite_and_in_the_guide():

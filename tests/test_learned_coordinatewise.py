@@ -344,7 +344,7 @@ def test_settings_that_make_no_network_are_refused():
     for cls in (CoordinateLSTM, ScaleBasic):
         with pytest.raises(ConfigError, match="hidden_sizes"):
             cls(hidden_sizes=())
-    with pytest.raises(ConfigError, match="timescales = 0"):
+    with pytest.raises(ConfigError, match="timescales must be at least 1, not 0"):
         ScaleHierarchical(timescales=0)
 
 

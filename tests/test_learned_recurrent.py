@@ -325,7 +325,7 @@ def test_what_cannot_be():
     optimizer = KINDS["rnnmlp"]()
     with pytest.raises(OuteroptError, match="value=loss"):
         optimizer.update(params, optimizer.init(params), params)
-    with pytest.raises(ConfigError, match="hidden_layers is 0"):
+    with pytest.raises(ConfigError, match="hidden_layers must be at least 1, not 0"):
         RNNMLP(hidden_layers=0)
     with pytest.raises(ConfigError, match="decays"):
         RNNMLP(decays=(0.9, 1.0))

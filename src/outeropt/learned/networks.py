@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from outeropt.errors import ConfigError
+
 
 class Linear(eqx.Module):
     """An affine map.
@@ -71,6 +73,17 @@ class LSTM(eqx.Module):
         i, g, f, o = jnp.split(self.gates(jnp.concatenate([x, hidden], axis=-1)), 4, axis=-1)
         cell = jax.nn.sigmoid(f + 1.0) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
         return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuses numbers of units, layers and the like that make no network.
+
+    Raises:
+      ConfigError: one is below 1.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"{name} must be at least 1, not {size}.")
 
 
 # Compiled as one, because a program for each small operation takes seconds to compile.

@@ -13,7 +13,7 @@ from outeropt.errors import ConfigError
 from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.coordinatewise import coordinates, keras_cells
 from outeropt.learned.coordinatewise.keras_cells import GRU
-from outeropt.learned.networks import Linear
+from outeropt.learned.networks import Linear, check_sizes
 from outeropt.optimizer import Params
 
 
@@ -107,16 +107,14 @@ class ScaleHierarchical(LearnedOptimizer):
         eps: float = 1e-10,
     ):
         """Raises `ConfigError` for sizes or an `eps` that are not positive, or rates that are no range."""
-        positive = {
-            "param_units": param_units,
-            "tensor_units": tensor_units,
-            "global_units": global_units,
-            "timescales": timescales,
-            "eps": eps,
-        }
-        for name, value in positive.items():
-            if not value > 0:
-                raise ConfigError(f"{name} = {value} is not positive; the default of {name} works.")
+        check_sizes(
+            param_units=param_units,
+            tensor_units=tensor_units,
+            global_units=global_units,
+            timescales=timescales,
+        )
+        if not eps > 0:
+            raise ConfigError(f"eps must be above 0, not {eps}.")
         self.param_units, self.tensor_units, self.global_units = param_units, tensor_units, global_units
         self.timescales = timescales
         self.initial_rates = coordinates.rate_bounds(initial_rates)

@@ -17,7 +17,7 @@ from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.features import accumulate
 from outeropt.learned.mlps.orthogonalize import orthogonalize
 from outeropt.learned.moments import Moments, Sources
-from outeropt.learned.networks import MLP, Linear
+from outeropt.learned.networks import MLP, Linear, check_sizes
 from outeropt.optimizer import OptState, Params
 
 
@@ -125,7 +125,7 @@ class Celo2(LearnedOptimizer):
         """Random weights.
 
         Raises:
-          ConfigError: no such harness, or `vector_pattern` is no regular expression.
+          ConfigError: no such harness, `vector_pattern` is no regular expression, or a size is below 1.
         """
         if harness not in HARNESSES:
             raise ConfigError(f"harness must be one of {', '.join(HARNESSES)}, not {harness!r}.")
@@ -135,6 +135,7 @@ class Celo2(LearnedOptimizer):
             raise ConfigError(
                 f"vector_pattern {vector_pattern!r} is no regular expression ({error})."
             ) from None
+        check_sizes(hidden_size=hidden_size, hidden_layers=hidden_layers)
         key = jax.random.key(0) if key is None else key
         self.net = MLP(sum(GROUPS), (hidden_size,) * hidden_layers, 3, key)
         self.harness = harness

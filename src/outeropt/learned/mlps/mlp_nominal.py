@@ -14,7 +14,7 @@ from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.features import TIME_SCALES, tanh_embedding
 from outeropt.learned.mlps.adafac_mlp import checkpoint_names
 from outeropt.learned.moments import FEATURES, Decays, Moments, Sources, moment_features
-from outeropt.learned.networks import MLP
+from outeropt.learned.networks import MLP, check_sizes
 from outeropt.learned.per_parameter import per_parameter
 from outeropt.learned.tensorwise import State
 
@@ -110,7 +110,12 @@ class MLPNominal(LearnedOptimizer):
         normalize_blackbox: bool = False,
         selfnormalize_blackbox: bool = False,
     ):
-        """Raises `ConfigError` for an unknown `nominal_grad_estimator` or other than three `exp_mult`."""
+        """Random weights.
+
+        Raises:
+          ConfigError: an unknown `nominal_grad_estimator`, other than three `exp_mult`, or a value out of its
+            range.
+        """
         if nominal_grad_estimator not in ESTIMATES:
             raise ConfigError(
                 f"There is no nominal_grad_estimator = {nominal_grad_estimator!r}; "
@@ -121,6 +126,10 @@ class MLPNominal(LearnedOptimizer):
                 f"exp_mult = {exp_mult} has {len(exp_mult)} numbers; give three, for the exponents of the "
                 "network's step, the nominal step and the weight decay."
             )
+        for name, value in {"nominal_stepsize": nominal_stepsize, "weight_decay": weight_decay}.items():
+            if not value >= 0:
+                raise ConfigError(f"{name} must be at least 0, not {value}.")
+        check_sizes(hidden_size=hidden_size, hidden_layers=hidden_layers)
         key = jax.random.key(0) if key is None else key
         self.net = MLP(FEATURES + len(TIME_SCALES), (hidden_size,) * hidden_layers, 4, key)
         self.decays = Decays()

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from outeropt.learned import tensorwise
 from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.features import TIME_SCALES, tanh_embedding
-from outeropt.learned.networks import MLP
+from outeropt.learned.networks import MLP, check_sizes
 from outeropt.learned.per_parameter import per_parameter
 from outeropt.learned.tensorwise import State
 
@@ -53,6 +53,8 @@ class PerParameterMLP(LearnedOptimizer):
         step_mult: float = 1e-3,
         exp_mult: float = 1e-3,
     ):
+        """Raises `ConfigError` for a number of units or layers below 1."""
+        check_sizes(hidden_size=hidden_size, hidden_layers=hidden_layers)
         key = jax.random.key(0) if key is None else key
         self.net = MLP(FEATURES + len(TIME_SCALES), (hidden_size,) * hidden_layers, 2, key)
         self.hidden_size = hidden_size

@@ -15,7 +15,7 @@ from outeropt import tree
 from outeropt.errors import ConfigError
 from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.moments import Moments
-from outeropt.learned.networks import MLP
+from outeropt.learned.networks import MLP, check_sizes
 from outeropt.learned.per_parameter import per_parameter
 from outeropt.learned.per_tensor.hyper_controller import Controller
 from outeropt.learned.per_tensor.hyper_features import (
@@ -158,9 +158,12 @@ class HyperV2(LearnedOptimizer):
 
     def _check(self) -> None:
         """Settings that make no sense are errors."""
-        for name in ("lstm_hidden_size", "param_inits", "ff_hidden_size", "ff_hidden_layers"):
-            if (size := getattr(self, name)) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {size}.")
+        check_sizes(
+            lstm_hidden_size=self.lstm_hidden_size,
+            param_inits=self.param_inits,
+            ff_hidden_size=self.ff_hidden_size,
+            ff_hidden_layers=self.ff_hidden_layers,
+        )
         if not 0.0 <= self.rnn_state_decay <= 1.0:
             raise ConfigError(f"rnn_state_decay must lie in [0, 1], not be {self.rnn_state_decay}.")
         if self.validation_mode and not self.with_validation_feature_dim:

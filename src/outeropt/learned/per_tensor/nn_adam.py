@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from outeropt.errors import ConfigError
 from outeropt.learned.base import LearnedOptimizer
-from outeropt.learned.networks import LSTM, Linear
+from outeropt.learned.networks import LSTM, Linear, check_sizes
 from outeropt.learned.per_tensor.tensor_statistics import log_magnitude, means_and_variances
 from outeropt.optimizer import OptState, Params
 
@@ -129,8 +129,7 @@ class NNAdam(LearnedOptimizer):
                 raise ConfigError(f"{name} is {given:g}; NNAdam can hold values from {least:g} to {most:g}.")
         if not 0.0 <= decay_strength <= 1.0:
             raise ConfigError(f"decay_strength is {decay_strength}; it must lie in [0, 1].")
-        if lstm_hidden_size < 1:
-            raise ConfigError(f"lstm_hidden_size is {lstm_hidden_size}; it must be at least 1.")
+        check_sizes(lstm_hidden_size=lstm_hidden_size)
         self.lstm_hidden_size = lstm_hidden_size
         self.output_scale = output_scale
         self.initial_learning_rate = initial_learning_rate

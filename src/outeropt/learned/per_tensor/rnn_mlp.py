@@ -13,7 +13,7 @@ from outeropt import tree
 from outeropt.errors import ConfigError, OuteroptError
 from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.features import TIME_SCALES, accumulate, product
-from outeropt.learned.networks import LSTM, MLP, Linear
+from outeropt.learned.networks import LSTM, MLP, Linear, check_sizes
 from outeropt.learned.per_parameter import per_parameter
 from outeropt.learned.per_tensor.loss_tracking import GradientRange, LossTracker
 from outeropt.learned.per_tensor.tensor_statistics import log_magnitude, means_and_variances, safe_sqrt
@@ -149,10 +149,7 @@ class RNNMLP(LearnedOptimizer):
         self.lstm_to_ff = lstm_to_ff
         self.lstm_hidden_size = lstm_hidden_size
         self.decays = tuple(decays)
-        own = self.settings
-        for name in sorted(own.keys() - {"step_multiplier", "magnitude_rate", "decays"}):
-            if own[name] < 1:
-                raise ConfigError(f"{name} is {own[name]}; it must be at least 1.")
+        check_sizes(**{name: size for name, size in self.settings.items() if isinstance(size, int)})
         if not self.decays or not all(0.0 <= decay < 1.0 for decay in self.decays):
             raise ConfigError(f"decays are {self.decays}; give one or more numbers in [0, 1).")
         keys = jax.random.split(jax.random.key(0) if key is None else key, 6)
