@@ -1,7 +1,6 @@
 """How good an optimizer is by now: whole runs on validation tasks."""
 
 import functools
-from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -29,7 +28,7 @@ class Validation(eqx.Module):
       batches: minibatches of an evaluation.
 
     Raises:
-      ConfigError: no task, or a number below 1.
+      ConfigError: no task, two of one name, or a number below 1.
     """
 
     tasks: tuple[Task, ...]
@@ -41,6 +40,9 @@ class Validation(eqx.Module):
     def __check_init__(self):
         if not self.tasks:
             raise ConfigError("A validation needs at least one task.")
+        names = [task.name for task in self.tasks]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(f"Two validation tasks are called {min(twice)}; scores are told by name.")
         for name in ("steps", "seeds", "every", "batches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"validation.{name} = {getattr(self, name)}; it must be at least 1.")
@@ -74,8 +76,3 @@ def _shares(task: Task, optimizer: Optimizer, plan: Validation) -> Float[Array, 
         return jnp.where(jnp.isfinite(share), jnp.minimum(share, _LIMIT), _LIMIT)
 
     return jax.vmap(one)(jnp.arange(plan.seeds))
-
-
-def names(tasks: Sequence[Task]) -> str:
-    """The tasks' names in one line."""
-    return ", ".join(task.name for task in tasks)
