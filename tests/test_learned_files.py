@@ -87,7 +87,10 @@ def test_neither_a_name_nor_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_shipped", lambda: tmp_path)
     (tmp_path / "small_fc.safetensors").write_bytes(b"")
     told = refused(UnknownName, learned.load, "smal_fc")
-    assert told == "No learned optimizer or file is called 'smal_fc'. Did you mean small_fc?"
+    assert told == (
+        "No learned optimizer or file is called 'smal_fc'. Did you mean small_fc? "
+        "All names: outeropt list weights"
+    )
     refused(OuteroptError, learned.about, tmp_path / "nothing")
 
 

@@ -205,7 +205,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise OuteroptError(
-            f"Checkpoint {path} is truncated or damaged ({error}); delete it and resume from an older one."
+            f"Checkpoint {path} is truncated or damaged, or a file of another kind ({error}); "
+            "give an older one or another file."
         ) from error
     if header.get("format") != "outeropt checkpoint":
         raise OuteroptError(f"{path} is a safetensors file of another program, not a checkpoint.")

@@ -30,12 +30,12 @@ def build(architecture: str, settings: Mapping[str, Any], key=None) -> LearnedOp
       UnknownName: no such architecture or setting.
     """
     if architecture not in ARCHITECTURES:
-        raise unknown_name("architecture", architecture, ARCHITECTURES)
+        raise unknown_name("architecture", architecture, ARCHITECTURES, see="outeropt list architectures")
     kind: Any = ARCHITECTURES[architecture]
     known = kind(key=key).settings
     for name in settings:
         if name not in known:
-            raise unknown_name(f"setting of {architecture}", name, known)
+            raise unknown_name(f"setting of {architecture}", name, known, see=", ".join(known))
     return kind(key=key, **{name: _as_tuple(value) for name, value in settings.items()})
 
 
@@ -59,7 +59,7 @@ def load(name: str | Path) -> LearnedOptimizer:
         if not path.exists():
             raise OuteroptError(f"{name} holds no {FILE}; meta-training writes it when it ends.")
     if not path.exists():
-        raise unknown_name("learned optimizer or file", str(name), names())
+        raise unknown_name("learned optimizer or file", str(name), names(), see="outeropt list weights")
     return _read(path)
 
 
