@@ -196,6 +196,8 @@ def test_wrong_options_are_told():
         training(1, unit="shares")
     with pytest.raises(ConfigError, match="needs at least one task"):
         Validation(())
+    with pytest.raises(ConfigError, match="Two validation tasks are called Linear_20"):
+        Validation((tasks.get("Linear_20"), tasks.get("Linear_20")))
     with pytest.raises(ConfigError, match=r"validation\.seeds = 0"):
         Validation((tasks.get("Linear_20"),), seeds=0)
 
@@ -257,6 +259,32 @@ def test_the_command_learns_an_optimizer(tmp_path):
     assert list((tmp_path / "runs" / "mine" / "log").iterdir())
 
 
+def test_estimators_by_name_and_settings():
+    from outeropt.cli.metatraining import estimator_from
+
+    drawn = estimator_from("pes", {"low": 50, "high": 90, "std": 1, "clip": 2})
+    assert (drawn.truncation, drawn.lengths.multiple) == (20, 20), "whole truncations, whoever set them"
+    assert (drawn.std, drawn.clip) == (1.0, 2.0)
+    assert estimator_from("full_es", {"low": 5, "high": 9}).lengths.multiple == 1
+    assert estimator_from("forward_mode", {"length": 5, "tangents": "all"}).tangents == "all"
+    with pytest.raises(ConfigError, match=r"full_backprop needs --estimator\.length"):
+        estimator_from("full_backprop", {})
+
+
+def test_settings_that_are_lists(tmp_path):
+    from outeropt.cli.config import parse
+    from outeropt.cli.metatrain import Config
+    from outeropt.cli.metatraining import _start
+
+    file = tmp_path / "mine.yaml"
+    file.write_text("settings: {exp_mult: [0.1, 0.2, 1e-3]}")
+    words = ["--out", "runs", "--tasks", "Quadratic_10", "--architecture"]
+    for given in (["MLPNominal", "-c", str(file)], ["MLPNominal", "--settings.exp-mult", "0.1,0.2,1e-3"]):
+        assert _start(parse("metatrain", Config, [*words, *given])).settings["exp_mult"] == (0.1, 0.2, 1e-3)
+    lstm = _start(parse("metatrain", Config, [*words, "CoordinateLSTM", "--settings.hidden-sizes", "3"]))
+    assert lstm.settings["hidden_sizes"] == (3,)
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -268,6 +296,19 @@ def test_the_command_learns_an_optimizer(tmp_path):
         (["--tasks", "Linear_21"], "No task is called 'Linear_21'"),
         (["--inner.x", "3"], "takes no --inner.* options"),
         (["--weights", "nowhere"], "'nowhere'"),
+        (["--weights", "small_fc", "--architecture", "RNNMLP"], "small_fc is of the architecture AdafacMLP"),
+        (["--settings.hidden-size", "0"], "hidden_size must be at least 1, not 0"),
+        (["--settings.hidden-size", "x"], "hidden_size of AdafacMLP must be a whole number, not 'x'"),
+        (["--settings.step-mult", "x"], "step_mult of AdafacMLP must be a number, not 'x'"),
+        (["--estimator.particles", "2.5"], "particles of the estimator pes must be a whole number, not 2.5"),
+        (["--estimator.std", "x"], "std of the estimator pes must be a number, not 'x'"),
+        (["--estimator.length", "x"], "length of the estimator pes must be a whole number, not 'x'"),
+        (["--estimator.low", "5"], "needs lengths of trajectories: either --estimator.length, or"),
+        (["--estimator.shaping", "x"], "shaping of the estimator pes must be none or sign or rank, not 'x'"),
+        (["--outer.learning-rate", "x"], "learning_rate of clip_norm:adam must be a number, not 'x'"),
+        (["--seed", "-1"], "Seed -1 is not allowed"),
+        (["--validation-every", "-1"], "--validation-every -1 is not possible"),
+        (["--steps", "0"], "0 outer steps are not possible"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_written(words, message, tmp_path, capsys, monkeypatch):

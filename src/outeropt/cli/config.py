@@ -20,6 +20,8 @@ C = TypeVar("C")
 
 # What a hyperparameter can be on the command line and in YAML.
 Plain = int | float | bool | str
+# What a setting can be: lists are written as such in YAML, and with commas on the command line.
+Setting = Plain | tuple[int | float, ...]
 
 
 def parse(verb: str, config_class: type[C], words: Sequence[str]) -> C:
@@ -91,11 +93,11 @@ def _take_dotted(
             if not words:
                 raise ConfigError(f"{word} needs a value, as in {word} 1e-3.")
             value = words.pop(0)
-        found.setdefault(dotted[head], {})[name.replace("-", "_")] = _plain(value)
+        found.setdefault(dotted[head], {})[name.replace("-", "_")] = plain(value)
     return found, rest
 
 
-def _plain(text: str) -> Plain:
+def plain(text: str) -> Plain:
     """A word as the plain value that it spells."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
@@ -122,7 +124,7 @@ def _read_yaml(path: Path, config_class: type, before: Mapping[str, Any]) -> dic
             close = near_misses(str(key), fields)
             hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(fields)}."
             raise ConfigError(f"Unknown key {key!r} in {path}; {hint}")
-        content[key] = _coerce(value, fields[key], f"{key} in {path}")
+        content[key] = coerce(value, fields[key], f"{key} in {path}")
         if isinstance(content[key], dict):
             content[key] = {**before.get(key, {}), **content[key]}
     return content
@@ -133,8 +135,13 @@ def _fields(config_class: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
 
 
-def _coerce(value: Any, kind: Any, where: str) -> Any:
-    """A YAML value as the field's type.
+def coerce(value: Any, kind: Any, where: str) -> Any:
+    """A value from YAML or the command line as the type of what it is for.
+
+    Args:
+      value: the value.
+      kind: the type, as an annotation says it.
+      where: what it is for, in the message's words.
 
     Raises:
       ConfigError: it is of another type.
@@ -146,7 +153,7 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
         errors = []
         for option in (a for a in arguments if a is not type(None)):
             try:
-                return _coerce(value, option, where)
+                return coerce(value, option, where)
             except ConfigError as error:
                 errors.append(error)
         if len(errors) == 1:
@@ -158,14 +165,14 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
         return float(value)
     if kind is Path and isinstance(value, str):
         return Path(value)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_coerce(item, arguments[0], where) for item in value)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(coerce(item, arguments[0], where) for item in value)
     if origin is dict and isinstance(value, dict):
-        return {str(name): _coerce(item, arguments[1], f"{name} of {where}") for name, item in value.items()}
+        return {str(name): coerce(item, arguments[1], f"{name} of {where}") for name, item in value.items()}
     if origin is typing.Literal and value in arguments:
         return value
-    plain = kind if isinstance(kind, type) and origin is None else ()
-    if kind is Any or (isinstance(value, plain) and not (plain is int and isinstance(value, bool))):
+    simple = kind if isinstance(kind, type) and origin is None else ()
+    if kind is Any or (isinstance(value, simple) and not (simple is int and isinstance(value, bool))):
         return value
     raise ConfigError(f"{where} must be {type_name(kind)}, not {value!r}.")
 
@@ -181,9 +188,12 @@ def type_name(kind: Any) -> str:
         str: "text",
         Path: "a path",
         Plain: "a number, true or false, or text",
+        Setting: "a number, a list of numbers, true or false, or text",
         tuple: "a list",
         dict: "a mapping",
     }
+    if kind not in words and typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(map(type_name, typing.get_args(kind)))
     return words.get(typing.get_origin(kind), words.get(kind, str(kind)))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from outeropt.cli.config import Plain
+from outeropt.cli.config import Plain, Setting
 
 
 Entries = Annotated[dict[str, Plain], tyro.conf.Suppress]
@@ -31,9 +31,9 @@ class Config:
     """Folder of the run: checkpoints, TensorBoard scalars, and optimizer.safetensors in the end."""
     tasks: tuple[str, ...]
     """Tasks and families to learn on (outeropt list tasks); each has its own particles."""
-    architecture: str = "AdafacMLP"
-    """What is learned (outeropt list architectures)."""
-    settings: Entries = dataclasses.field(default_factory=dict)
+    architecture: str | None = None
+    """What is learned (outeropt list architectures). Default: AdafacMLP, or that of the weights."""
+    settings: Annotated[dict[str, Setting], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     weights: str | None = None
     """Start from this learned optimizer (a name, file or folder) in place of a fresh one."""
     estimator: str = "pes"

@@ -4,9 +4,9 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
-from outeropt.cli.config import Plain
+from outeropt.cli.config import Plain, coerce, plain
 from outeropt.errors import ConfigError, unknown_name
 
 
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from outeropt.cli.metatrain import Config
     from outeropt.learned import LearnedOptimizer
     from outeropt.metatraining import Estimator, MetaTraining, Validation
+    from outeropt.metatraining.lengths import Lengths
     from outeropt.metatraining.population import PopulationTraining
+
+
+_PLAIN = (int, float, bool, str)
 
 
 def metatrained(config: "Config") -> Path:
@@ -42,6 +46,7 @@ def metatrained(config: "Config") -> Path:
         run.run(report)
     learned: Any = run.optimizer
     about = {name: _json(value) for name, value in dataclasses.asdict(config).items() if name != "out"}
+    about["architecture"] = type(learned).__name__
     learned.save(config.out / FILE, about)
     return config.out / FILE
 
@@ -50,18 +55,17 @@ def _training(config: "Config") -> "MetaTraining | PopulationTraining":
     """The run, of one optimizer or of a population."""
     import jax
 
-    from outeropt import optimizers
+    from outeropt.cli.running import optimizer_from
     from outeropt.metatraining import MetaTraining, tuned
     from outeropt.metatraining.population import PopulationTraining
 
-    if config.population < 1:
-        raise ConfigError(f"--population {config.population} is not possible; give at least 1.")
+    _check(config)
     families = [_family(name) for name in config.tasks]
     if not families:
         raise ConfigError("Give at least one task to learn on: --tasks NAME ...")
     start = _start(config)
     estimator = estimator_from(config.estimator, config.estimator_settings)
-    outer = optimizers.get(config.outer, **config.outer_hyperparameters)
+    outer = optimizer_from(config.outer, config.outer_hyperparameters)
     validation = _validation(config)
     options: dict[str, Any] = {
         "estimator": estimator,
@@ -94,33 +98,75 @@ def estimator_from(name: str, settings: Mapping[str, Plain]) -> "Estimator":
       UnknownName: no such estimator or setting.
       ConfigError: lengths are missing, or a value is not usable.
     """
-    from outeropt.metatraining import ESTIMATORS, lengths
+    from outeropt.metatraining import ESTIMATORS
 
     if name not in ESTIMATORS:
         raise unknown_name("estimator", name, ESTIMATORS, see="outeropt list estimators")
     kind: Any = ESTIMATORS[name]
-    given: dict[str, Any] = dict(settings)
-    taken = list(inspect.signature(kind).parameters)
-    known = [
-        *(key for key in taken if key != "lengths"),
-        *(("length", "low", "high") if "lengths" in taken else ()),
-    ]
-    if "lengths" in taken:
-        if "length" in given:
-            given["lengths"] = lengths.Constant(given.pop("length"))
-        elif "low" in given and "high" in given:
-            multiple = given.get("truncation", 1)
-            given["lengths"] = lengths.LogUniform(given.pop("low"), given.pop("high"), multiple)
-        else:
-            raise ConfigError(
-                f"The estimator {name} needs lengths of trajectories: --estimator.length, or "
-                "--estimator.low and --estimator.high."
-            )
-    for key in given:
-        if key not in (*known, "lengths"):
-            error = unknown_name(f"setting of the estimator {name}", key, known)
-            raise type(error)(f"{error} It has: {', '.join(known)}.")
+    parameters = inspect.signature(kind).parameters
+    hints = get_type_hints(kind)
+    # What is no plain type is an array of a single number.
+    kinds = {
+        key: hints[key] if get_origin(hints[key]) or hints[key] in _PLAIN else float for key in parameters
+    }
+    if "lengths" in parameters:
+        del kinds["lengths"]
+        kinds |= {"length": int, "low": int, "high": int}
+    given = _read(f"the estimator {name}", kinds, settings)
+    if "lengths" in parameters:
+        # What is drawn are multiples of the truncation, so that no inner step is wasted.
+        default = parameters["truncation"].default if "truncation" in parameters else 1
+        given["lengths"] = _lengths(name, given, given.get("truncation", default))
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in given:
+            raise ConfigError(f"The estimator {name} needs --estimator.{key}, which has no default.")
     return kind(**given)
+
+
+def _lengths(estimator: str, given: dict[str, Any], multiple: int) -> "Lengths":
+    """Takes `length`, or `low` and `high`, out of an estimator's settings."""
+    from outeropt.metatraining import lengths
+
+    found = {key: given.pop(key) for key in ("length", "low", "high") if key in given}
+    if found.keys() == {"length"}:
+        return lengths.Constant(found["length"])
+    if found.keys() == {"low", "high"}:
+        return lengths.LogUniform(found["low"], found["high"], max(multiple, 1))
+    raise ConfigError(
+        f"The estimator {estimator} needs lengths of trajectories: either --estimator.length, or "
+        f"--estimator.low and --estimator.high; given: {', '.join(found) or 'none'}."
+    )
+
+
+def _read(whose: str, kinds: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as the types of what they are for.
+
+    Raises:
+      UnknownName: there is no such setting.
+      ConfigError: a value is of another type.
+    """
+    given = {}
+    for key, value in settings.items():
+        if key not in kinds:
+            raise unknown_name(f"setting of {whose}", key, kinds, see=", ".join(kinds))
+        if get_origin(kinds[key]) is tuple and not isinstance(value, tuple):
+            value = tuple(plain(word) for word in str(value).split(","))
+        given[key] = coerce(value, kinds[key], f"{key} of {whose}")
+    return given
+
+
+def _check(config: "Config") -> None:
+    if config.population < 1:
+        raise ConfigError(f"--population {config.population} is not possible; give at least 1.")
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(
+            f"Seed {config.seed} is not allowed; seeds are whole numbers from 0 to {2**32 - 1}."
+        )
+    if config.validation_every < 0:
+        raise ConfigError(
+            f"--validation-every {config.validation_every} is not possible; give at least 1, or 0 for no "
+            "validation."
+        )
 
 
 def _start(config: "Config") -> "LearnedOptimizer":
@@ -128,11 +174,20 @@ def _start(config: "Config") -> "LearnedOptimizer":
 
     from outeropt import learned
 
-    if config.weights is None:
-        return learned.build(config.architecture, config.settings, jax.random.key(config.seed))
-    if config.settings:
-        raise ConfigError("--settings.* are for a fresh optimizer; weights bring their own.")
-    return learned.load(config.weights)
+    if config.weights is not None:
+        weights = learned.load(config.weights)
+        if config.settings or config.architecture not in (None, type(weights).__name__):
+            raise ConfigError(
+                f"--architecture and --settings.* are for a fresh optimizer; {config.weights} is of the "
+                f"architecture {type(weights).__name__} and has its own settings. Leave them out."
+            )
+        return weights
+    name = config.architecture or "AdafacMLP"
+    settings = dict(config.settings)
+    if name in learned.ARCHITECTURES:
+        kinds = get_type_hints(learned.ARCHITECTURES[name].__init__)
+        settings = _read(name, {key: kind for key, kind in kinds.items() if key != "key"}, settings)
+    return learned.build(name, settings, jax.random.key(config.seed))
 
 
 def _family(name: str) -> "Task | TaskFamily":
@@ -147,7 +202,8 @@ def _validation(config: "Config") -> "Validation | None":
 
     if config.validation_every == 0:
         return None
-    names = config.validation_tasks or [name for name in config.tasks if name not in tasks.FAMILIES]
+    own = [name for name in config.tasks if name not in tasks.FAMILIES]
+    names = list(dict.fromkeys(config.validation_tasks or own))
     if not names:
         raise ConfigError(
             "A family has no validation runs of its own: give --validation-tasks, or --validation-every 0."
