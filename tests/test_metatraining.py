@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import equinox as eqx
@@ -13,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import safetensors.numpy
 
-from outeropt import optimizers, tasks
+from outeropt import checkpoint, optimizers, tasks
 from outeropt.errors import ConfigError
 from outeropt.learned import AdafacMLP, load
 from outeropt.metatraining import PES, FullES, InnerTraining, MetaTraining, Validation, lengths, metatrain
@@ -111,7 +111,6 @@ def test_particles_shared_by_devices_give_the_same_numbers():
     assert mesh_for(6, list(range(4))).size == 3
 
 
-@pytest.mark.slow
 def test_eight_devices_give_the_same_numbers(tmp_path):
     code = (
         "import jax, numpy as np, sys\n"
@@ -224,31 +223,52 @@ COMMAND = [
 ]
 
 
-def cli(*words, folder, background=False):
+def cli(*words, folder):
     script = Path(sys.executable).with_name("outeropt")
-    call = [str(script), *words]
-    if background:
-        return subprocess.Popen(call, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return subprocess.run(call, cwd=folder, capture_output=True, text=True)
+    return subprocess.run([str(script), *words], cwd=folder, capture_output=True, text=True)
 
 
-@pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    words = [*COMMAND, "--steps", "4000", "--validation-every", "500"]
+# The command in a process that checkpoints after every call of the program, and is killed inside a call after
+# its fourth checkpoint.
+STRUCK = """
+import os, sys
+from outeropt import checkpoint
+from outeropt.cli.main import main
+from outeropt.metatraining import population, run
+
+def save(*arguments):
+    saved.append(arguments)
+    real_save(*arguments)
+
+def advance(*arguments):
+    found = real_advance(*arguments)
+    if len(saved) >= 4:
+        os.kill(os.getpid(), 9)
+    return found
+
+saved, real_save, checkpoint.save = [], checkpoint.save, save
+real_advance, run.advance = run.advance, advance
+run._CALL_SECONDS = population._CHECKPOINT_SECONDS = run._CHECKPOINT_SECONDS = 0.0
+sys.exit(main({words!r}))
+"""
+
+
+@pytest.mark.parametrize("members", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_and_resumed_equals_uninterrupted(members, tmp_path):
+    words = [*COMMAND, "--steps", "12", "--validation-every", "5", "--population", str(members)]
     whole = cli(*words, "--out", "whole", folder=tmp_path)
     assert whole.returncode == 0, whole.stderr
-    env_process = cli(*words, "--out", "killed", folder=tmp_path, background=True)
-    deadline = time.monotonic() + 300
-    log = tmp_path / "killed" / "log"
-    while not log.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(6)
-    os.kill(env_process.pid, signal.SIGKILL)
-    env_process.wait()
+    code = STRUCK.format(words=[*words, "--out", "killed"])
+    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = checkpoint.latest(tmp_path / "killed" / "checkpoints")
+    assert done and 0 < int(done.stem) < 12 * members
     assert not (tmp_path / "killed" / "optimizer.safetensors").exists()
     again = cli(*words, "--out", "killed", folder=tmp_path)
     assert again.returncode == 0, again.stderr
-    same(load(tmp_path / "killed"), load(tmp_path / "whole"))
+    for name in ("optimizer.safetensors", f"checkpoints/{12 * members:010}.safetensors"):
+        one, other = (safetensors.numpy.load_file(tmp_path / run / name) for run in ("whole", "killed"))
+        same(one, other)
 
 
 def test_the_command_learns_an_optimizer(tmp_path):
