@@ -58,6 +58,25 @@ def test_work_done_before_does_not_count_for_the_rate(clock):
     assert first == "Digits: 910/1000, 60 s/trial, 10 min 00 s so far, 1 h 30 min left"
 
 
+def test_what_compiled_first_does_not_count_for_the_rate(clock):
+    console = plain()
+    with Progress("outer steps", console=console) as shown:
+        bar = shown.task("Digits", total=100, done=50, compiles=True)
+        clock[0] += 30.0
+        bar.advance(1)
+        for _ in range(4):
+            clock[0] += 5.0
+            bar.advance(10)
+        clock[0] += 4.5
+        bar.advance(9)
+    assert console.file.getvalue().splitlines() == [
+        "Digits: 51/100, 30 s so far",
+        "Digits: 71/100, 2 outer steps/s, 40 s so far, 14 s left",
+        "Digits: 91/100, 2 outer steps/s, 50 s so far, 4 s left",
+        "Digits: 100/100, 2 outer steps/s, 54 s so far",
+    ]
+
+
 def test_shares_add_up_and_large_counts_stay_whole(clock):
     console = plain()
     with Progress("steps", console=console) as shown:

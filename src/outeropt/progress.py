@@ -71,21 +71,26 @@ class Progress:
             for bar in self._bars.tasks:
                 self._line(bar)
 
-    def task(self, description: str, total: float | None, done: int = 0) -> "Bar":
+    def task(self, description: str, total: float | None, done: int = 0, compiles: bool = False) -> "Bar":
         """Adds a task of work.
 
         Args:
           description: what it is, in a few words.
           total: how much there is to do, in the unit; None if unknown.
           done: how much was done before, by an earlier process; it does not count for the rate.
+          compiles: whether the first count has compiled a program, and so tells nothing of the rate.
         """
-        number = self._bars.add_task(description, total=total, completed=done, note="", before=done)
+        fields = {"note": "", "before": done, "after": 0.0, "compiles": compiles}
+        number = self._bars.add_task(description, total=total, completed=done, **fields)
         return Bar(self, number)
 
     def _advance(self, number: rich.progress.TaskID, amount: float, note: str) -> None:
         # Shares of a trial add up to whole ones.
-        completed = round(self._bars.tasks[number].completed + amount, 6)
+        task = self._bars.tasks[number]
+        completed = round(task.completed + amount, 6)
         self._bars.update(number, completed=completed, note=note)
+        if task.fields["compiles"]:
+            self._bars.update(number, before=completed, after=task.elapsed, compiles=False)
         now = _now()
         if not self._live and not self._quiet and now - self._lined >= LINE_EVERY:
             self._lined = now
@@ -172,7 +177,7 @@ def _pace(task: rich.progress.Task, unit: str) -> str:
         return ""
     # The recent rate, or the mean one where there are too few counts to tell.
     recent = None if task.finished else task.speed
-    rate = recent or (task.completed - task.fields["before"]) / elapsed
+    rate = recent or _mean_rate(task, elapsed)
     parts = [f"{_duration(elapsed)} so far"]
     if rate:
         singular = unit.removesuffix("s")
@@ -180,6 +185,12 @@ def _pace(task: rich.progress.Task, unit: str) -> str:
     if task.total is not None and rate and not task.finished:
         parts.append(f"{_duration((task.total - task.completed) / rate)} left")
     return ", ".join(parts)
+
+
+def _mean_rate(task: rich.progress.Task, elapsed: float) -> float | None:
+    """What was counted a second, without what an earlier process did and what compiled; None if unknown."""
+    spent = elapsed - task.fields["after"]
+    return (task.completed - task.fields["before"]) / spent if spent > 0 else None
 
 
 def _figures(number: float) -> str:

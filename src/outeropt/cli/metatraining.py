@@ -38,7 +38,7 @@ def metatrained(config: "Config") -> Path:
     run = _training(config)
     with Progress("outer steps") as progress:
         total = config.steps * config.population
-        bar = progress.task(", ".join(config.tasks), total, run.resume(config.out))
+        bar = progress.task(", ".join(config.tasks), total, run.resume(config.out), compiles=True)
 
         def report(count: int, values: Mapping[str, float]) -> None:
             bar.advance(count, f"meta-loss {values['meta/loss']:.4f}")
