@@ -17,6 +17,17 @@ def fresh(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
+def test_names_of_rooms_above_are_known_without_importing_them():
+    code = (
+        "from outeropt import optimizers\n"
+        "assert 'learned:small_fc' in optimizers.names()\n"
+        "print(type(optimizers.get('clip:learned:small_fc').inner).__name__)"
+    )
+    assert fresh(code).stdout.split() == ["AdafacMLP"]
+    code = "import sys, outeropt; outeropt.optimizers.get('adam'); print('outeropt.learned' in sys.modules)"
+    assert fresh(code).stdout.split() == ["False"]
+
+
 @pytest.mark.parametrize(
     "code",
     [

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 
 _ROOMS = ("bench", "data", "learned", "metatraining", "optimizers", "tasks")
+# Rooms above `optimizers` that add names of their own to it: `learned:small_fc`.
+_SOURCES = ("learned",)
 _NAMES = {
     "Optimizer": "outeropt.optimizer",
     "Task": "outeropt.task",
@@ -72,6 +74,12 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"outeropt.{name}")
     raise AttributeError(f"module 'outeropt' has no attribute {name!r}")
+
+
+def _load_sources() -> None:
+    """Loads the rooms that add names to `optimizers`, which may not import them itself."""
+    for room in _SOURCES:
+        importlib.import_module(f"outeropt.{room}")
 
 
 def __dir__() -> list[str]:

@@ -2,20 +2,11 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 
 from outeropt.errors import ConfigError
 
 
 WORD = "learned:"
-
-
-def registry() -> ModuleType:
-    """`outeropt.optimizers`, which knows learned optimizers only once their room is imported."""
-    import outeropt.learned  # noqa: F401 (it registers itself)
-    from outeropt import optimizers
-
-    return optimizers
 
 
 def label(weights: str) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from outeropt.bench.learned_names import WORD, label, refuse_hyperparameters, registry, shown
+from outeropt.bench.learned_names import WORD, label, refuse_hyperparameters, shown
 from outeropt.bench.published_sets import LEARNED, LEFT_OUT, NOTES, PUBLISHED, Table
 from outeropt.errors import ConfigError, UnknownName, first_line, near_misses, unknown_name
 
@@ -85,12 +85,14 @@ class HyperparameterSet:
           OutOfSpace: a value outside its space.
           ConfigError: a hyperparameter for a learned optimizer, which has none.
         """
+        from outeropt import optimizers
+
         given = {**self.fixed, **setting}
         refuse_hyperparameters(self.optimizer, given)
         # A leaf inside a schedule or a wrapper has a dotted name, which is no argument of a factory.
         arguments = {name: value for name, value in given.items() if "." not in name}
         inner = {name: value for name, value in given.items() if "." in name}
-        return registry().get(self.optimizer, **arguments).replace(inner)
+        return optimizers.get(self.optimizer, **arguments).replace(inner)
 
     def optimizers(self) -> list["Optimizer"]:
         """The optimizer at every setting, in order."""
@@ -195,7 +197,9 @@ def learned(weights: str, like: HyperparameterSet) -> HyperparameterSet:
 
 
 def _with_weights(item: HyperparameterSet, weights: str) -> HyperparameterSet:
-    registry().get(f"learned:{weights}")
+    from outeropt import optimizers
+
+    optimizers.get(f"learned:{weights}")
     return dataclasses.replace(
         item, name=f"{item.name}-{label(weights)}", optimizer=f"{item.optimizer}{weights}"
     )
@@ -203,7 +207,8 @@ def _with_weights(item: HyperparameterSet, weights: str) -> HyperparameterSet:
 
 def tuned(optimizer: str) -> HyperparameterSet | None:
     """`<optimizer>-lr`; None for an optimizer without a learning rate."""
-    optimizers = registry()
+    from outeropt import optimizers
+
     spaces = optimizers.get(optimizer).spaces
     leaf = next((name for name in spaces if name.split(".")[-1] == "learning_rate"), None)
     leaf = leaf or next((name for name in spaces if name.endswith("learning_rate.peak")), None)
@@ -227,8 +232,7 @@ def names(pattern: str | None = None) -> list[str]:
     Args:
       pattern: keep names that match, with `*` and `?` as in file names.
     """
-    optimizers = registry()
-    from outeropt import learned
+    from outeropt import learned, optimizers
 
     found = [*_published(), *(f"{name}:{weights}" for weights in learned.names() for name in _for_weights())]
     for optimizer in optimizers.names():
@@ -271,8 +275,10 @@ def get(name: str) -> HyperparameterSet:
 
 
 def _generated(name: str, optimizer: str, kind: str) -> HyperparameterSet:
+    from outeropt import optimizers
+
     try:
-        registry().get(optimizer)
+        optimizers.get(optimizer)
     except UnknownName:
         if WORD in optimizer:
             raise  # it says which weights there are

@@ -17,11 +17,10 @@ class Config:
 
 def run(config: Config) -> None:
     """Runs the command."""
-    from outeropt import data, tasks
+    from outeropt import data, optimizers, tasks
     from outeropt.bench import sets
-    from outeropt.bench.learned_names import WORD, registry
+    from outeropt.bench.learned_names import WORD
 
-    optimizers = registry()
     name = config.name
     prefix = name.partition(":")[0]
     if name.startswith(WORD):

@@ -48,9 +48,9 @@ def _tasks() -> Iterable[str]:
 
 
 def _optimizers() -> Iterable[str]:
-    from outeropt.bench.learned_names import registry
+    from outeropt import optimizers
 
-    return registry().names()
+    return optimizers.names()
 
 
 def _sets() -> Iterable[str]:

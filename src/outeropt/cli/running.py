@@ -43,9 +43,9 @@ def optimizer_from(name: str, hyperparameters: Mapping[str, Plain]) -> "Optimize
       OutOfSpace: a value outside its space.
       ConfigError: a value of another type than the hyperparameter's, or one for a learned optimizer.
     """
-    from outeropt.bench.learned_names import refuse_hyperparameters, registry
+    from outeropt import optimizers
+    from outeropt.bench.learned_names import refuse_hyperparameters
 
-    optimizers = registry()
     refuse_hyperparameters(name, hyperparameters)
     settings = optimizers.describe(name).settings
     for key, value in hyperparameters.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import outeropt
 from outeropt.errors import ConfigError, UnknownName, unknown_name
 from outeropt.optimizer import Optimizer
 from outeropt.optimizers.contrib_table import CONTRIB
@@ -35,12 +36,18 @@ class Source:
     paper: Callable[[Optimizer], Paper]
 
 
-SOURCES: dict[str, Source] = {}
+_SOURCES: dict[str, Source] = {}
 
 
 def add_source(word: str, source: Source) -> None:
     """Lets names like `word:rest` be made by `source`, which a room on a higher floor brings."""
-    SOURCES[word] = source
+    _SOURCES[word] = source
+
+
+def sources() -> dict[str, Source]:
+    """All sources by their words, after the rooms that bring them are loaded."""
+    outeropt._load_sources()
+    return _SOURCES
 
 
 def names(pattern: str | None = None, tuning_free: bool | None = None) -> list[str]:
@@ -51,7 +58,7 @@ def names(pattern: str | None = None, tuning_free: bool | None = None) -> list[s
       tuning_free: keep only optimizers that are (True) or are not (False) meant to work at their defaults
         anywhere.
     """
-    sourced = {f"{word}:{rest}" for word, source in SOURCES.items() for rest in source.names()}
+    sourced = {f"{word}:{rest}" for word, source in sources().items() for rest in source.names()}
     found = sorted({*TABLE, *aliases(), *sourced})
     if pattern is not None:
         found = [name for name in found if fnmatch.fnmatchcase(name, pattern)]
@@ -95,15 +102,15 @@ def get(name: str, **hyperparameters: Any) -> Optimizer:
 
 def _wrapped(name: str, hyperparameters: dict[str, Any]) -> Optimizer:
     first, rest = name.split(":", 1)
-    if first in SOURCES:
+    if first not in PREFIXES and first in sources():
         if hyperparameters:
             raise ConfigError(
                 f"{name} takes no hyperparameter {next(iter(hyperparameters))}: its numbers were found by "
                 "learning. Leave it out, or put a wrapper that has it in front (clip:, accumulate:, ...)."
             )
-        return SOURCES[first].load(rest)
+        return sources()[first].load(rest)
     if first not in PREFIXES:
-        error = unknown_name("wrapper", first, [*PREFIXES, *SOURCES])
+        error = unknown_name("wrapper", first, [*PREFIXES, *sources()])
         raise UnknownName(f"{error} Wrappers are {', '.join(PREFIXES)}.")
     prefix = PREFIXES[first]
     own = {key: value for key, value in hyperparameters.items() if key in prefix.arguments}
@@ -161,7 +168,7 @@ def describe(name: str) -> Description:
     """
     optimizer = get(name)
     if (word := _source_word(name)) is not None:
-        paper = SOURCES[word].paper(get(name[name.index(f"{word}:") :]))
+        paper = sources()[word].paper(get(name[name.index(f"{word}:") :]))
         # Learned numbers have no spaces; what a wrapper adds has.
         own = {key: np.asarray(optimizer.hyperparameters[key]).tolist() for key in optimizer.spaces}
         return Description(name, paper, True, (), own, optimizer.spaces, {})
@@ -185,7 +192,7 @@ def describe(name: str) -> Description:
 
 def _source_word(name: str) -> str | None:
     """The word of the source that makes the optimizer inside all wrappers; None for registered ones."""
-    return next((word for word in name.split(":") if word in SOURCES), None)
+    return next((word for word in name.split(":")[:-1] if word in sources()), None)
 
 
 def _settings(entry: Entry) -> dict[str, Any]:
