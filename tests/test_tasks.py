@@ -145,6 +145,13 @@ def test_every_published_name_is_here_or_explained():
         assert tasks.dataset(name) == PUBLISHED[name]
 
 
+def test_layers_of_one_width_may_be_counted():
+    assert tasks.get("ImageMLP_Digits_Tanh32x4").name == "ImageMLP_Digits_Tanh32x32x32x32"
+    assert tasks.get("ImageMLP_Digits_Relu128x2").name == "ImageMLP_Digits_Relu128x128"
+    with pytest.raises(UnknownName):
+        tasks.get("ImageMLP_Digits_Relu128x3")
+
+
 def test_an_unknown_name_gets_near_misses():
     with pytest.raises(UnknownName, match="Did you mean Function_Rosenbrock"):
         tasks.get("function_rosenbrok")

@@ -1,6 +1,7 @@
 """Every task by name."""
 
 import fnmatch
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -83,8 +84,8 @@ def get(name: str) -> Task:
     """A task by name or by file.
 
     Args:
-      name: a registered name, or `path/to/file.py:attribute` where the attribute is a `Task` or a function
-        without arguments that gives one.
+      name: a registered name, in which `128x3` may stand for `128x128x128`, or `path/to/file.py:attribute`
+        where the attribute is a `Task` or a function without arguments that gives one.
 
     Raises:
       UnknownName: no task is called so; the message says what is close, or which data the published task
@@ -97,7 +98,7 @@ def get(name: str) -> Task:
         return from_file(Path(path), attribute)
     if name.endswith(".py"):
         raise OuteroptError(f"{name!r} names a file but no task in it; write {name}:attribute.")
-    builder = _tasks().get(name)
+    builder = _tasks().get(name) or _tasks().get(_written_out(name))
     if builder is None:
         raise _unknown(name)
     return builder()
@@ -150,6 +151,13 @@ def _shapes(task: Task) -> tuple[Any, Any, dict[str, Any]]:
         return params, batch, task.loss(params, state, batch, key)[1][1]
 
     return eqx.filter_eval_shape(run, jax.random.key(0))
+
+
+def _written_out(name: str) -> str:
+    """The name with layers of one width written one by one: `..._128x128x128_Relu` for `..._128x3_Relu`."""
+    return re.sub(
+        r"(?<![\dx])(\d+)x([2-9])(?![\dx])", lambda found: "x".join([found[1]] * int(found[2])), name
+    )
 
 
 def _unknown(name: str) -> UnknownName:
