@@ -166,7 +166,7 @@ def swept(task: "Task", plan: Plan, config: "SweepConfig") -> "Archive":
     _check(task, plan.optimizers[0], plan)
     count = len(plan.optimizers) * plan.seeds
     with Store(config.store) as store, Progress("trials") as progress:
-        bar = progress.task(task.name, count)
+        bar = progress.task(task.name, count, compiles=True)
         return sweep(
             task,
             plan.optimizers,
@@ -196,7 +196,7 @@ def single(task: "Task", optimizer: "Optimizer", config: "TrainConfig") -> "Arch
     _check(task, optimizer, config)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(Store(config.store)) if config.store else None
-        bar = stack.enter_context(Progress("steps")).task(task.name, config.steps)
+        bar = stack.enter_context(Progress("steps")).task(task.name, config.steps, compiles=True)
         return sweep(
             task,
             optimizer,
