@@ -92,6 +92,7 @@ def test_neither_a_name_nor_a_file(tmp_path, monkeypatch):
         "All names: outeropt list weights"
     )
     refused(OuteroptError, learned.about, tmp_path / "nothing")
+    assert refused(UnknownName, learned.load, "").startswith("No learned optimizer or file is called ''.")
 
 
 def test_damaged_files(saved):

@@ -206,7 +206,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise OuteroptError(
             f"Checkpoint {path} is truncated or damaged, or a file of another kind ({error}); "
-            "give an older one or another file."
+            "delete it to go on from an older one, or give another file."
         ) from error
     if header.get("format") != "outeropt checkpoint":
         raise OuteroptError(f"{path} is a safetensors file of another program, not a checkpoint.")

@@ -54,11 +54,11 @@ def load(name: str | Path) -> LearnedOptimizer:
         with resources.as_file(_shipped() / f"{name}.safetensors") as path:
             return _read(path)
     path = Path(name)
-    if path.is_dir():
+    if str(name) and path.is_dir():
         path = path / FILE
         if not path.exists():
             raise OuteroptError(f"{name} holds no {FILE}; meta-training writes it when it ends.")
-    if not path.exists():
+    if not str(name) or not path.exists():
         raise unknown_name("learned optimizer or file", str(name), names(), see="outeropt list weights")
     return _read(path)
 
