@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from outeropt import Store, learned, optimizers, sweep, tasks, train, tree
+from outeropt import Store, learned, metatraining, optimizers, sweep, tasks, train, tree
 from outeropt.errors import ConfigError
 from outeropt.learned import ARCHITECTURES
 
@@ -277,6 +277,20 @@ def test_sizes_that_make_no_network_are_refused(name):
     for setting in (key for key, value in settings.items() if type(value) is int):
         with pytest.raises(ConfigError, match=f"^{setting} must be at least 1, not 0"):
             kind(**{setting: 0})
+
+
+@each
+def test_is_meta_trained(name):
+    system = metatraining.InnerTraining(tasks.FAMILIES["QuadraticFamily_10"]())
+    estimator = metatraining.PES(particles=2, truncation=2, lengths=metatraining.lengths.Constant(4))
+
+    def estimate(theta, key):
+        state = estimator.init(system, theta, key, 0)
+        return estimator.estimate(system, theta, state, key, 0)[0].grad
+
+    theta = small(name)
+    grad = jax.eval_shape(estimate, theta, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, grad) == jax.tree.map(jnp.shape, theta)
 
 
 def test_every_architecture_is_in_the_suite_and_in_the_guide():

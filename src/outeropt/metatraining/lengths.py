@@ -31,7 +31,7 @@ class Lengths(eqx.Module):
 
 
 def _steps(value: Any) -> Array:
-    if not isinstance(value, Tracer) and np.ndim(value) == 0 and not 1 <= value <= ENDLESS:
+    if not isinstance(value, Tracer) and np.ndim(value) == 0 and not 1 <= np.asarray(value) <= ENDLESS:
         raise ConfigError(f"A trajectory of {value} steps is not possible; give at least 1.")
     return jnp.asarray(value, jnp.int32)
 
@@ -101,7 +101,7 @@ class LogUniform(Lengths):
         bounds = [bound for bound in (self.low, self.high) if not isinstance(bound, Schedule)]
         # Bounds may be traced, or have an axis of settings.
         known = len(bounds) == 2 and not any(isinstance(bound, Tracer) or bound.ndim for bound in bounds)
-        if known and bounds[0] > bounds[1]:
+        if known and np.asarray(bounds[0]) > np.asarray(bounds[1]):
             raise ConfigError(
                 f"Lengths from {bounds[0]:g} to {bounds[1]:g} are not possible; the first is the shortest."
             )

@@ -220,7 +220,8 @@ class HyperV2(LearnedOptimizer):
                 "HyperV2 plans for the whole run and needs its length: give num_steps, "
                 "as in init(params, num_steps=10_000) or as_optax(num_steps=10_000)."
             )
-        if not isinstance(num_steps, Tracer) and num_steps < 1:
+        # By NumPy: while a program is traced, JAX would compare even known numbers in the program.
+        if not isinstance(num_steps, Tracer) and np.any(np.asarray(num_steps) < 1):
             raise ConfigError(f"num_steps must be at least 1, not {num_steps}.")
         leaves = jax.tree.leaves(params)
         length = jnp.asarray(num_steps, jnp.float32)
