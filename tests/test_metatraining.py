@@ -189,6 +189,8 @@ def test_wrong_options_are_told():
         MetaTraining(SGD, [], estimator=estimator(), steps=1, key=KEY)
     with pytest.raises(ConfigError, match="0 outer steps"):
         training(0)
+    with pytest.raises(ConfigError, match=r"outer loop .* has no value_fn"):
+        training(1, outer=optimizers.get("sam:adam"))
     with pytest.raises(ConfigError, match="Meta-loss 'loss' is unknown"):
         training(1, meta_loss="loss")
     with pytest.raises(ConfigError, match="'shares' of the meta-loss is unknown"):

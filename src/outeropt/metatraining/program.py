@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
+from outeropt.errors import ConfigError, OuteroptError
 from outeropt.metatraining.estimators import Estimator
 from outeropt.metatraining.system import Outcome, System
 from outeropt.optimizer import Optimizer
@@ -81,8 +82,12 @@ def begin(recipe: Recipe, theta: Optimizer, key: Key[Array, ""], steps: int, mes
     """The state before the first outer step, placed on the devices.
 
     Trajectories begin in the program, so this computes little.
+
+    Raises:
+      ConfigError: the outer optimizer needs more than the outer loop has.
     """
     shapes = eqx.filter_eval_shape(_begin, recipe, theta, key, steps)
+    _check_outer(recipe.outer, shapes)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(eqx.filter(shapes, _is_shape)))
     arrays, static = eqx.partition((recipe, theta), eqx.is_array)
 
@@ -102,6 +107,20 @@ def _begin(recipe: Recipe, theta: Optimizer, key: Key[Array, ""], steps: int) ->
         for i, system in enumerate(recipe.systems)
     )
     return MetaState(theta, recipe.outer.init(theta, num_steps=steps), particles, jnp.int32(0))
+
+
+def _check_outer(outer: Optimizer, state: MetaState) -> None:
+    def update(state):
+        theta = state.theta
+        context = {"value": jnp.float32(0), "grad": theta, "key": jax.random.key(0), "step": state.step}
+        return outer.update(theta, state.outer, theta, **context)
+
+    try:
+        eqx.filter_eval_shape(update, state)
+    except OuteroptError as error:
+        raise ConfigError(
+            f"The outer loop has estimates of a gradient and a loss, and has no value_fn: {error}"
+        ) from None
 
 
 def _is_shape(leaf: Any) -> bool:
