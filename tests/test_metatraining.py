@@ -81,6 +81,8 @@ def test_a_run_in_pieces_equals_a_run_in_one(tmp_path):
         (whole.last, whole.optimizer, whole.curves, whole.scores),
     )
     assert not np.isnan(run.scores["mean"]).any() and run.scores["step"].tolist() == [0, 5, 10, 12]
+    # A log that goes on hides what a killed process logged, but not the validation that it kept.
+    assert (training(validation=validation).logs_from, run.logs_from) == (0, 13)
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path):
@@ -89,7 +91,8 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
     run.run()
     with pytest.raises(ConfigError, match="run of another recipe"):
         training(2).resume(tmp_path)
-    assert training(1).resume(tmp_path) == 1
+    again = training(1)
+    assert again.resume(tmp_path) == 1 == again.logs_from
 
 
 def test_the_best_optimizer_by_validation_is_kept():

@@ -146,6 +146,22 @@ def test_scalars_are_written(tmp_path):
     assert b"rate" in data
 
 
+def test_scalars_of_a_killed_process_are_hidden_from_a_step_on(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    with scalars(tmp_path, since=7) as log:
+        log.log(7, {"meta/loss": 0.5})
+    (file,) = tmp_path.iterdir()
+    # Records of the file: length, its checksum, the event, its checksum.
+    data, events = file.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    (start,) = (event.step for event in events if event.session_log.status == SessionLog.START)
+    assert start == 7
+
+
 def test_no_jax_and_no_tensorboard_until_needed():
     code = (
         "import sys, outeropt.progress; assert 'jax' not in sys.modules and 'tensorboardX' not in sys.modules"

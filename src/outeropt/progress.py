@@ -121,10 +121,10 @@ class Bar:
 class Scalars:
     """Scalars by step in TensorBoard's format; `scalars` makes one."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, since: int | None = None):
         import tensorboardX
 
-        self._writer = tensorboardX.SummaryWriter(str(folder))
+        self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=since)
 
     def __enter__(self) -> "Scalars":
         return self
@@ -146,13 +146,15 @@ class Scalars:
         self._writer.close()
 
 
-def scalars(path: str | Path) -> Scalars:
+def scalars(path: str | Path, since: int | None = None) -> Scalars:
     """Opens a folder of TensorBoard logs, to be closed after use (it is a context manager).
 
     Args:
       path: the folder; created if it does not exist. `tensorboard --logdir path` shows it.
+      since: the step from which this process logs anew. TensorBoard then shows nothing that a killed process
+        had logged from there on. None keeps everything.
     """
-    return Scalars(Path(path))
+    return Scalars(Path(path), since)
 
 
 def _now() -> float:

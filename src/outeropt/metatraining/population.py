@@ -211,8 +211,9 @@ class PopulationTraining:
         with contextlib.ExitStack() as open_logs:
             writers: list[Scalars | None] = [None] * len(self.members)
             if self._folder:
-                folders = [self._folder / "log" / str(i) for i in range(len(self.members))]
-                writers = [open_logs.enter_context(scalars(folder)) for folder in folders]
+                for i, member in enumerate(self.members):
+                    log = scalars(self._folder / "log" / str(i), member.logs_from)
+                    writers[i] = open_logs.enter_context(log)
             for place in np.flatnonzero(self._parents[:, 0] < 0):
                 for member, writer in zip(self.members, writers):
                     member.advance_to(int(self._points[place]), told, writer)

@@ -122,6 +122,12 @@ class MetaTraining:
         shares = {name: self._scores[:, i] for i, name in enumerate(labels)}
         return {"step": np.asarray(self._points()), **shares}
 
+    @property
+    def logs_from(self) -> int:
+        """The first step whose scalars are still to be logged; those of a validation belong to its step."""
+        points = self._points()
+        return self.done + (self.done in points and self._scored(points.index(self.done)))
+
     def resume(self, folder: str | Path) -> int:
         """Keeps the run in a folder, and goes on from what it holds of the same recipe.
 
@@ -157,7 +163,7 @@ class MetaTraining:
         if self._folder is None:
             self.advance_to(self.steps, report)
             return
-        with scalars(self._folder / "log") as writer:
+        with scalars(self._folder / "log", self.logs_from) as writer:
             self.advance_to(self.steps, report, writer)
         self._save(self._folder)
 
@@ -210,7 +216,7 @@ class MetaTraining:
         if self.validation is None or self.done not in points:
             return
         place = points.index(self.done)
-        if not np.isnan(self._scores[place]).any():
+        if self._scored(place):
             return
         last = self.last
         found = self.validation.scores(last)
@@ -219,6 +225,9 @@ class MetaTraining:
             self._best = last
         if writer:
             writer.log(self.done, {f"validation/{name}": value for name, value in found.items()})
+
+    def _scored(self, place: int) -> bool:
+        return not np.isnan(self._scores[place]).any()
 
     def _kept(self):
         return self._state, self._best, self._curves, self._scores
