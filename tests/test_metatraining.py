@@ -239,7 +239,7 @@ STRUCK = """
 import os, sys
 from outeropt import checkpoint
 from outeropt.cli.main import main
-from outeropt.metatraining import population, run
+from outeropt.metatraining import checkpoints, run
 
 def save(*arguments):
     saved.append(arguments)
@@ -253,7 +253,7 @@ def advance(*arguments):
 
 saved, real_save, checkpoint.save = [], checkpoint.save, save
 real_advance, run.advance = run.advance, advance
-run._CALL_SECONDS = population._CHECKPOINT_SECONDS = run._CHECKPOINT_SECONDS = 0.0
+run._CALL_SECONDS = checkpoints.SECONDS = 0.0
 sys.exit(main({words!r}))
 """
 

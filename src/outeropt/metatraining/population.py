@@ -13,6 +13,7 @@ from jaxtyping import PRNGKeyArray
 
 from outeropt import checkpoint, tree
 from outeropt.errors import ConfigError
+from outeropt.metatraining import checkpoints
 from outeropt.metatraining.estimators import Estimator
 from outeropt.metatraining.member import Member
 from outeropt.metatraining.run import Report
@@ -22,10 +23,6 @@ from outeropt.optimizer import Optimizer
 from outeropt.progress import Scalars, scalars
 from outeropt.space import Space
 from outeropt.task import Task, TaskFamily
-
-
-_CHECKPOINT_SECONDS = 60.0
-_CHECKPOINTS = 2
 
 
 class PopulationTraining:
@@ -174,15 +171,11 @@ class PopulationTraining:
           ConfigError: the folder holds a run of another recipe.
         """
         self._folder = Path(folder)
-        path = checkpoint.latest(self._folder / "checkpoints")
-        if path is None:
+        recipe = "population, tasks, optimizer, estimator"
+        found = checkpoints.latest(self._folder, self._identity, recipe)
+        if found is None:
             return 0
-        about = checkpoint.metadata(path)
-        if about.get("identity") != self._identity:
-            raise ConfigError(
-                f"{folder} holds a run of another recipe (another population, other tasks, optimizer, "
-                "estimator, steps or seed); give another folder, or delete this one to start afresh."
-            )
+        path, about = found
         kept, parents, values = checkpoint.load(path, self._kept())
         self._parents = np.array(parents)
         self._values = {name: np.array(values[name]) for name in self._spaces}
@@ -204,7 +197,7 @@ class PopulationTraining:
             nonlocal saved
             if report:
                 report(count, values)
-            if self._folder and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            if self._folder and time.monotonic() - saved > checkpoints.SECONDS:
                 self._save(self._folder)
                 saved = time.monotonic()
 
@@ -257,10 +250,8 @@ class PopulationTraining:
         return tuple(member.kept for member in self.members), self._parents, self._values
 
     def _save(self, folder: Path) -> None:
-        path = checkpoint.numbered(folder / "checkpoints", self.done)
         about = {"identity": self._identity, "done": [member.done for member in self.members]}
-        checkpoint.save(path, self._kept(), about)
-        checkpoint.rotate(folder / "checkpoints", _CHECKPOINTS)
+        checkpoints.save(folder, self.done, self._kept(), about)
 
 
 def succession(scores: np.ndarray, count: int, key: PRNGKeyArray) -> np.ndarray:

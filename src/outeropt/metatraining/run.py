@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 
 from outeropt import checkpoint, optimizers, tree
 from outeropt.errors import ConfigError
+from outeropt.metatraining import checkpoints
 from outeropt.metatraining.estimators import Estimator
 from outeropt.metatraining.inner_training import InnerTraining, MetaLoss, Unit
 from outeropt.metatraining.program import ROWS, Recipe, advance, begin, columns, mesh_for, replicate
@@ -24,8 +25,6 @@ from outeropt.tasks.wrappers.families import single
 
 # Seconds of work per call of the program, so that progress moves and a kill costs little.
 _CALL_SECONDS = 2.0
-_CHECKPOINT_SECONDS = 60.0
-_CHECKPOINTS = 2
 
 Report = Callable[[int, Mapping[str, float]], None]
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -140,15 +139,10 @@ class MetaTraining:
           ConfigError: the folder holds a run of another recipe.
         """
         self._folder = Path(folder)
-        path = checkpoint.latest(self._folder / "checkpoints")
-        if path is None:
+        found = checkpoints.latest(self._folder, self._identity, "tasks, optimizer, estimator")
+        if found is None:
             return 0
-        about = checkpoint.metadata(path)
-        if about.get("identity") != self._identity:
-            raise ConfigError(
-                f"{folder} holds a run of another recipe (other tasks, optimizer, estimator, steps or seed); "
-                "give another folder, or delete this one to start afresh."
-            )
+        path, about = found
         self._state, self._best, curves, scores = checkpoint.load(path, self._kept())
         self._curves, self._scores = np.array(curves), np.array(scores)
         self.done = about["done"]
@@ -188,7 +182,7 @@ class MetaTraining:
             # The first call compiles, and says nothing of the rate.
             count = max(1, int(_CALL_SECONDS / (took / count))) if compiled else 2
             compiled = True
-            if self._folder and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            if self._folder and time.monotonic() - saved > checkpoints.SECONDS:
                 self._save(self._folder)
                 saved = time.monotonic()
         self._validate(writer)
@@ -233,9 +227,7 @@ class MetaTraining:
         return self._state, self._best, self._curves, self._scores
 
     def _save(self, folder: Path) -> None:
-        path = checkpoint.numbered(folder / "checkpoints", self.done)
-        checkpoint.save(path, self._kept(), {"identity": self._identity, "done": self.done})
-        checkpoint.rotate(folder / "checkpoints", _CHECKPOINTS)
+        checkpoints.save(folder, self.done, self._kept(), {"identity": self._identity, "done": self.done})
 
 
 def metatrain(
