@@ -1,6 +1,7 @@
 """Meta-training: it learns, resumes exactly, shares particles among devices, keeps the best."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -294,6 +295,26 @@ def test_estimators_by_name_and_settings():
     assert estimator_from("forward_mode", {"length": 5, "tangents": "all"}).tangents == "all"
     with pytest.raises(ConfigError, match=r"full_backprop needs --estimator\.length"):
         estimator_from("full_backprop", {})
+
+
+CONFIGURATIONS = sorted((Path(__file__).parents[1] / "configs" / "metatrain").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGURATIONS, ids=lambda file: file.stem)
+def test_configurations_that_ship_can_be_run(file):
+    from outeropt.cli.config import parse
+    from outeropt.cli.metatrain import Config
+    from outeropt.cli.metatraining import _start, estimator_from
+    from outeropt.cli.running import optimizer_from
+
+    config = parse("metatrain", Config, ["-c", str(file), "--out", "runs"])
+    assert {*config.tasks} <= {*tasks.names(), *tasks.FAMILIES}
+    assert {*config.validation_tasks} <= {*tasks.names()}
+    assert estimator_from(config.estimator, config.estimator_settings).particles > 1
+    theta = _start(config)
+    optimizer_from(config.outer, config.outer_hyperparameters).init(theta, num_steps=config.steps)
+    told = re.search(r"of (\d+) meta-parameters", file.read_text())
+    assert told is None or int(told[1]) == sum(leaf.size for leaf in theta.hyperparameters.values())
 
 
 def test_settings_that_are_lists(tmp_path):
