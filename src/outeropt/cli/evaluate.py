@@ -65,7 +65,7 @@ def run(config: Config) -> None:
     names = _tasks(config.tasks)
     everyone = [*contestants, *baselines]
     with Store(config.store) as store, Progress("trials") as progress:
-        bar = progress.task("evaluation", trials(everyone) * len(names))
+        bar = progress.task("evaluation", trials(everyone) * len(names), compiles=True)
         archives = run_all(dict.fromkeys(names, everyone), store, bar.advance)
     comparisons = versus.compare(archives, [item.name for item in baselines])
     for comparison in comparisons:
