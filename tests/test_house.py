@@ -105,6 +105,10 @@ def test_rooms_import_each_other_in_no_circle():
     assert not below, f"in a circle: {below}"
 
 
+def test_every_folder_of_modules_is_a_package():
+    assert not {str(path.parent) for path in files() if not (path.parent / "__init__.py").exists()}
+
+
 def test_no_file_is_long():
     long = {str(p.relative_to(ROOT)): n for p in files() if (n := len(p.read_text().splitlines())) > 400}
     assert not long

@@ -1,0 +1,1 @@
+"""Recurrent learned optimizers that treat all parameters as one vector of coordinates."""

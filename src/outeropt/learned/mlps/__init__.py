@@ -1,0 +1,1 @@
+"""Learned optimizers whose networks look at each parameter by itself."""

@@ -1,0 +1,1 @@
+"""Learned optimizers with a network that looks at whole tensors."""
