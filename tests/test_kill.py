@@ -130,7 +130,7 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_numbers(tmp_path, whole):
 
 
 def test_an_interrupted_sweep_keeps_what_it_has(tmp_path, whole):
-    told = "outeropt: interrupted; finished trials are kept, the same command goes on\n"
+    told = "outeropt: interrupted; finished work is kept, the same command goes on\n"
     assert struck(tmp_path, 4, signal.SIGINT) == (130, told)
     with Store(tmp_path / "runs.db") as store:
         store.check()

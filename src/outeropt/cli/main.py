@@ -70,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"outeropt: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("outeropt: interrupted; finished trials are kept, the same command goes on", file=sys.stderr)
+        print("outeropt: interrupted; finished work is kept, the same command goes on", file=sys.stderr)
         return 130
     except SystemExit as stop:
         return int(stop.code or 0)
