@@ -1,6 +1,9 @@
 """`outeropt describe`: what a name stands for."""
 
 import dataclasses
+import inspect
+from collections.abc import Collection
+from typing import Any
 
 import tyro
 
@@ -9,7 +12,9 @@ from outeropt.errors import unknown_name
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Say what a task, optimizer, learned optimizer (learned:NAME), set or dataset is."""
+    """Say what a task, optimizer, set or dataset is, a learned optimizer (learned:NAME), or how one is made:
+    an architecture or an estimator.
+    """
 
     name: tyro.conf.Positional[str]
     """Its name."""
@@ -17,7 +22,7 @@ class Config:
 
 def run(config: Config) -> None:
     """Runs the command."""
-    from outeropt import data, optimizers, tasks
+    from outeropt import data, learned, metatraining, optimizers, tasks
     from outeropt.bench import sets
     from outeropt.bench.learned_names import WORD
 
@@ -31,10 +36,15 @@ def run(config: Config) -> None:
         print(_facts(tasks.describe(name)))
     elif name in data.names():
         print(data.describe(name))
+    elif name in learned.ARCHITECTURES:
+        print(_architecture(name))
+    elif name in metatraining.ESTIMATORS:
+        print(_estimator(name))
     elif name in (known := sets.names()) or name.endswith((".yaml", ".yml")) or sets.takes_weights(name):
         print(_facts(dataclasses.asdict(sets.get(name))))
     else:
         every = [*optimizers.names(), *tasks.names(), *data.names(), *known]
+        every += [*learned.ARCHITECTURES, *metatraining.ESTIMATORS]
         raise unknown_name("task, optimizer, set or dataset", name, every)
 
 
@@ -45,16 +55,64 @@ def _learned(name: str) -> str:
 
     weights = name.removeprefix(WORD)
     optimizer = learned.load(weights)
-    leaves = optimizer.hyperparameters.values()
     facts = {
         "name": name,
         "paper": str(learned.paper(optimizer)),
         "architecture": type(optimizer).__name__,
-        "settings": optimizer.settings,
-        "meta-parameters": f"{sum(leaf.size for leaf in leaves)} in {len(leaves)} arrays",
+        "settings": _written(optimizer.settings),
+        "meta-parameters": _size(optimizer.hyperparameters.values()),
         **{f"made with {name}": value for name, value in learned.about(weights).items()},
     }
     return _facts(facts)
+
+
+def _architecture(name: str) -> str:
+    """Paper, settings with their defaults, and size of an architecture."""
+    import equinox as eqx
+    import jax
+
+    from outeropt import learned
+
+    kind = learned.ARCHITECTURES[name]
+    optimizer = eqx.filter_eval_shape(kind)
+    facts = {
+        "name": name,
+        "paper": str(learned.paper(optimizer)),
+        "what": _first_paragraph(kind),
+        "settings": _written(optimizer.settings),
+        "meta-parameters": _size(jax.tree.leaves(optimizer)),
+    }
+    return _facts(facts)
+
+
+def _estimator(name: str) -> str:
+    """Settings of an estimator, with their defaults."""
+    from outeropt import metatraining
+
+    kind = metatraining.ESTIMATORS[name]
+    facts = {"name": name, "what": _first_paragraph(kind)}
+    settings = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
+    if settings.pop("lengths", None):
+        facts["lengths of trajectories"] = "length, or low and high between which they are drawn; required"
+    if settings.get("length") is inspect.Parameter.empty:
+        settings["length"] = "(required)"
+    return _facts({**facts, "settings": settings})
+
+
+def _written(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as `--settings.NAME` takes them."""
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else value
+        for name, value in settings.items()
+    }
+
+
+def _size(leaves: Collection[Any]) -> str:
+    return f"{sum(leaf.size for leaf in leaves)} in {len(leaves)} arrays"
+
+
+def _first_paragraph(kind: type) -> str:
+    return " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())
 
 
 def _facts(facts: dict) -> str:

@@ -13,7 +13,7 @@ from outeropt.errors import OuteroptError, near_misses
 VERBS = {
     "leaderboard": "Rank optimizers on bundled tasks: a table and a report page in under three minutes.",
     "list": "List tasks, optimizers, sets, datasets or weights, by name or pattern.",
-    "describe": "Say what a task, optimizer, set or dataset is.",
+    "describe": "Say what a name stands for: a task, an optimizer, an architecture, a set, ...",
     "train": "Train one optimizer on one task.",
     "sweep": "Train a task with many settings and seeds in one compiled program.",
     "metatrain": "Learn an optimizer: meta-train it on tasks.",
