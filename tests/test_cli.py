@@ -401,9 +401,9 @@ def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):
     assert "the same command goes on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["sets", "data"])  # more than a buffer holds, and less
-def test_a_reader_may_stop_reading(what):
-    words = [sys.executable, "-m", "outeropt.cli.main", "list", what]
+@pytest.mark.parametrize("given", ["list sets", "list data", ""])  # more than a buffer holds, and less
+def test_a_reader_may_stop_reading(given):
+    words = [sys.executable, "-m", "outeropt.cli.main", *given.split()]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         child.stdout.close()  # as `| head` does
         told = child.stderr.read()

@@ -35,28 +35,8 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
       Exit status: 0, 2 for something the user can mend, 130 when interrupted.
     """
-    words = list(sys.argv[1:] if words is None else words)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    if words[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print(f"outeropt {version('outeropt')}")
-        return 0
-    verb, *rest = words
     try:
-        if verb not in VERBS:
-            close = near_misses(verb, VERBS)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"verbs: {', '.join(VERBS)}."
-            raise OuteroptError(f"outeropt has no verb {verb!r}; {hint}")
-        from outeropt.cli.config import parse
-
-        module = importlib.import_module(f"outeropt.cli.{verb}")
-        config = parse(verb, module.Config, rest)
-        with warnings.catch_warnings():
-            warnings.showwarning = _tell
-            module.run(config)
+        _run(list(sys.argv[1:] if words is None else words))
         sys.stdout.flush()
     except OuteroptError as error:
         print(f"outeropt: {' '.join(str(error).split())}", file=sys.stderr)
@@ -75,6 +55,29 @@ def main(words: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
+
+
+def _run(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return
+    if words[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"outeropt {version('outeropt')}")
+        return
+    verb, *rest = words
+    if verb not in VERBS:
+        close = near_misses(verb, VERBS)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"verbs: {', '.join(VERBS)}."
+        raise OuteroptError(f"outeropt has no verb {verb!r}; {hint}")
+    from outeropt.cli.config import parse
+
+    module = importlib.import_module(f"outeropt.cli.{verb}")
+    config = parse(verb, module.Config, rest)
+    with warnings.catch_warnings():
+        warnings.showwarning = _tell
+        module.run(config)
 
 
 def _tell(message: Warning | str, *_: object) -> None:
