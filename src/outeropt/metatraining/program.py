@@ -159,7 +159,7 @@ def outer_step(
         estimates.append(estimate)
         particles.append(new)
     count = len(estimates)
-    grad = unravel(sum(estimate.grad for estimate in estimates) / count)
+    grad = unravel(functools.reduce(jnp.add, [estimate.grad for estimate in estimates]) / count)
     loss = sum(estimate.loss for estimate in estimates) / count
     updates, outer = recipe.outer.update(
         grad, state.outer, state.theta, value=loss, grad=grad, key=step_key, step=state.step
