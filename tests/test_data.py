@@ -15,7 +15,7 @@ import pytest
 import data_fixtures
 from data_fixtures import REAL, forget, needs, sha256
 from outeropt import data
-from outeropt.data import registry
+from outeropt.data import draw, registry
 from outeropt.data.formats import read_filtered_images, read_npz
 from outeropt.data.images import resize
 from outeropt.data.tables import gal_split
@@ -323,3 +323,11 @@ def test_published_tables_give_the_prepared_rows(name, elsewhere, monkeypatch):
     monkeypatch.setenv("OUTEROPT_DATA_DIR", str(REAL))
     for expected, got in zip(plain, (data.table(name), data.table(name, split=2))):
         jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 48_000, 65_536, 65_537, 1_000_003])
+def test_random_rows_are_those_of_jax(total):
+    for seed in range(3):
+        key = jax.random.key(seed)
+        want = jax.random.randint(key, (64,), 0, total)
+        np.testing.assert_array_equal(draw.rows(key, 64, total), want)

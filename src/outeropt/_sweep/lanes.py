@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from outeropt import tree
+from outeropt.compiling import for_loops
 from outeropt.optimizer import Optimizer
 from outeropt.task import Task
 from outeropt.training import TrainState, evaluate, start, window
@@ -128,10 +129,8 @@ def advance(
 
 @functools.cache
 def _program(platform: str) -> Callable[..., Any]:
-    # On CPU, LLVM's second level takes longer to compile and runs no faster (docs/benchmarks.md).
-    options = {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
     jit: Any = eqx.filter_jit  # its signature hides the options that it hands to jax.jit
-    return jit(_advance, donate="all-except-first", compiler_options=options)
+    return jit(_advance, donate="all-except-first", compiler_options=for_loops(platform))
 
 
 def _advance(fixed, carry: Carry, block: Block):

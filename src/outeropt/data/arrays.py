@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from outeropt.data import draw
 from outeropt.task import Split
 from outeropt.tree import size
 
@@ -23,7 +24,7 @@ class ArrayData(eqx.Module):
     def batch(self, split: Split, key: PRNGKeyArray) -> PyTree[Array]:
         """`batch_size` random rows of a split; the same key gives the same rows."""
         rows = self.splits[split]
-        index = jax.random.randint(key, (self.batch_size,), 0, size(rows))
+        index = draw.rows(key, self.batch_size, size(rows))
         return jax.tree.map(lambda leaf: leaf.at[index].get(mode="promise_in_bounds"), rows)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from outeropt.compiling import jit_once
 from outeropt.errors import ConfigError
 
 
@@ -87,7 +88,7 @@ def check_sizes(**sizes: int) -> None:
 
 
 # Compiled as one, because a program for each small operation takes seconds to compile.
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jit_once, static_argnums=(1, 2))
 def _initial(key: PRNGKeyArray | None, inputs: int, outputs: int) -> tuple[Array, Array]:
     bias = jnp.zeros((outputs,), jnp.float32)
     if key is None:
@@ -95,7 +96,7 @@ def _initial(key: PRNGKeyArray | None, inputs: int, outputs: int) -> tuple[Array
     return jax.random.truncated_normal(key, -2.0, 2.0, (inputs, outputs)) / inputs**0.5, bias
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(jit_once, static_argnums=1)
 def _layers(key: PRNGKeyArray, sizes: tuple[int, ...]) -> tuple[Linear, ...]:
     keys = jax.random.split(key, len(sizes) - 1)
     return tuple(Linear(a, b, k) for a, b, k in zip(sizes, sizes[1:], keys))

@@ -8,11 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
+from outeropt.compiling import for_loops, jit_once
 from outeropt.errors import ConfigError, OuteroptError
 from outeropt.metatraining.estimators import Estimator
 from outeropt.metatraining.system import Outcome, System
@@ -96,7 +96,7 @@ def begin(recipe: Recipe, theta: Optimizer, key: Key[Array, ""], steps: int, mes
         return eqx.filter(_begin(recipe, theta, key, steps), eqx.is_array)
 
     # One program: those of the single operations would take longer to compile than to be sent for.
-    found = jax.jit(made, out_shardings=shardings)(arrays, key)
+    found = jit_once(made, out_shardings=shardings)(arrays, key)
     return eqx.combine(found, eqx.filter(shapes, _is_shape, inverse=True))
 
 
@@ -159,13 +159,14 @@ def outer_step(
         estimates.append(estimate)
         particles.append(new)
     count = len(estimates)
-    grad = unravel(functools.reduce(jnp.add, [estimate.grad for estimate in estimates]) / count)
+    mean = functools.reduce(jnp.add, [estimate.grad for estimate in estimates]) / count
+    grad = unravel(mean)
     loss = sum(estimate.loss for estimate in estimates) / count
     updates, outer = recipe.outer.update(
         grad, state.outer, state.theta, value=loss, grad=grad, key=step_key, step=state.step
     )
     theta = jax.tree.map(jnp.add, state.theta, updates)
-    values = {"meta/loss": loss, "meta/gradient": optax.tree.norm(grad)}
+    values = {"meta/loss": loss, "meta/gradient": jnp.sqrt(jnp.sum(jnp.square(mean)))}
     if count > 1:
         values |= {f"loss/{i}": estimate.loss for i, estimate in enumerate(estimates)}
     for name in estimates[0].diagnostics:
@@ -213,10 +214,8 @@ def advance(
 
 @functools.cache
 def _program(platform: str) -> Callable[..., Any]:
-    # As in sweeps: LLVM's second level takes longer to compile and runs no faster.
-    options = {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
     jit: Any = eqx.filter_jit
-    return jit(_advance, donate="all-except-first", compiler_options=options)
+    return jit(_advance, donate="all-except-first", compiler_options=for_loops(platform))
 
 
 def _advance(fixed, state: MetaState, mesh: Mesh, names: tuple[str, ...]):

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from outeropt import data
+from outeropt.data.draw import rows as random_rows
 from outeropt.errors import OuteroptError
 from outeropt.task import Split
 from outeropt.tasks.losses import accuracy, softmax_cross_entropy
@@ -52,7 +53,7 @@ class TokenData(eqx.Module):
     def batch(self, split: Split, key: PRNGKeyArray) -> Sequences:
         """Crops `obs` and the same shifted by one, `target`, both (batch_size, length)."""
         stream = self.splits[split]
-        starts = jax.random.randint(key, (self.batch_size,), 0, stream.shape[0] - self.length)
+        starts = random_rows(key, self.batch_size, stream.shape[0] - self.length)
         index = starts[:, None] + jnp.arange(self.length + 1)[None]
         crops = stream.at[index].get(mode="promise_in_bounds")
         return {"obs": crops[:, :-1], "target": crops[:, 1:]}
