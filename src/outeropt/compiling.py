@@ -1,11 +1,17 @@
-"""How much time the compiler may take, by how often a program will run."""
+"""Compiled programs: how much time the compiler may take, and how many there may be."""
 
 import functools
+import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.core import Tracer
+
+
+_MAPS = Path("/proc/self/maps")
+_LIMIT = Path("/proc/sys/vm/max_map_count")
 
 
 def for_loops(platform: str) -> dict[str, Any]:
@@ -36,3 +42,21 @@ def jit_once(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
         return program(jax.default_backend())(*args)
 
     return call
+
+
+def make_room(share: float = 0.5) -> None:
+    """Forgets all compiled programs if they have taken more than a share of this process's memory maps.
+
+    A program for CPU holds some hundred memory maps. Linux allows a process 65 530 of them by default, and
+    where JAX asks for more, it dies of a segmentation fault. Programs that are needed again come from the
+    cache on disk. Elsewhere than on Linux this does nothing.
+    """
+    try:
+        limit = int(_LIMIT.read_text())
+        with _MAPS.open("rb") as maps:
+            used = sum(1 for _ in maps)
+    except OSError:
+        return
+    if used > share * limit:
+        jax.clear_caches()
+        gc.collect()

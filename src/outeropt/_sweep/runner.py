@@ -15,6 +15,7 @@ from outeropt import checkpoint
 from outeropt._sweep.lanes import WINDOWS, Block, advance, blank
 from outeropt._sweep.plan import Chunk
 from outeropt._sweep.settings import Settings
+from outeropt.compiling import make_room
 from outeropt.errors import OuteroptError
 from outeropt.task import Task
 from outeropt.training import mask_diverged
@@ -45,6 +46,7 @@ class Runner:
     """Runs chunks of one block shape, a few seconds of work per call."""
 
     def __init__(self, task, settings, protocol, block: Block, report: Report | None):
+        make_room()
         arrays, static = eqx.partition(_nameless(task), eqx.is_array)
         self.task = eqx.combine(block.replicate(arrays), static)
         self.settings: Settings = settings
