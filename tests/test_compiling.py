@@ -18,6 +18,7 @@ def test_what_runs_once_gives_the_same_numbers_also_inside_of_programs():
     np.testing.assert_allclose(jax.jit(lambda key: once(key, 5))(key), draw(key, 5), rtol=1e-6)
 
 
+@pytest.mark.skipif(not compiling._MAPS.exists(), reason="only Linux tells and limits memory maps")
 @pytest.mark.parametrize(("limit", "kept"), [("10", 0), ("100000000", 1)])
 def test_programs_are_forgotten_when_they_take_most_of_the_memory_maps(limit, kept, tmp_path, monkeypatch):
     given = tmp_path / "max_map_count"
