@@ -76,6 +76,30 @@ def step(optimizer, grads, state, params):
     return optimizer.update(grads, state, params)
 
 
+@pytest.mark.parametrize(
+    "schedule, shares", [("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.853553, 0.5])]
+)
+@pytest.mark.parametrize("name", ["adafac", "nominal"])
+def test_a_schedule_scales_updates_over_the_run(name, schedule, shares):
+    grads, params = problem()
+    plain, planned = OPTIMIZERS[name](), OPTIMIZERS[name](schedule=schedule)
+    assert planned.settings["schedule"] == schedule
+    one, other = plain.init(params), planned.init(params, num_steps=4)
+    for share in shares:
+        want, one = step(plain, grads, one, params)
+        got, other = step(planned, grads, other, params)
+        assert_trees_close(got, jax.tree.map(functools.partial(jnp.multiply, share), want), relative=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adafac", "nominal"])
+def test_a_schedule_is_known_and_knows_the_length(name):
+    with pytest.raises(ConfigError, match="no schedule = 'liner'; give one of constant, linear, cosine"):
+        OPTIMIZERS[name](schedule="liner")
+    _, params = problem()
+    with pytest.raises(ConfigError, match="follows a linear schedule and needs the length of the run"):
+        OPTIMIZERS[name](schedule="linear").init(params)
+
+
 def assert_trees_close(got, want, relative=1e-6):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=relative, atol=relative * np.abs(b).max(initial=0))

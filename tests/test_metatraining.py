@@ -198,6 +198,26 @@ def test_the_meta_loss_is_a_share_of_the_first_loss(meta_loss):
     np.testing.assert_allclose(float(log.loss), np.log(float(share.loss)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("length, first", [(8, 6), (5, 3), (1, 0)])
+def test_losses_count_since_a_share_of_the_trajectory(length, first):
+    system = InnerTraining(tasks.single(tasks.get("Linear_20")), since=0.75)
+    state = system.init(SGD, (), jnp.int32(length), jax.random.key(0))
+    counts = []
+    for i in range(length):
+        state, outcome = system.step(SGD, (), state, jnp.int32(i), jax.random.key(i))
+        counts.append(bool(outcome.counts))
+    assert counts == [i >= first for i in range(length)]
+
+
+def test_what_counts_late_is_learned_from_the_beginning():
+    # Only the last quarter counts: the truncations before it give no gradient.
+    run = training(8, since=0.75, estimator=estimator(lengths=lengths.Constant(20), random_offset=0))
+    run.run()
+    losses, gradients = run.curves["meta/loss"], run.curves["meta/gradient"]
+    assert np.isnan(losses[[0, 1, 2, 4, 5, 6]]).all() and np.isfinite(losses[[3, 7]]).all()
+    assert (gradients[[0, 1, 2, 4, 5, 6]] == 0).all() and (gradients[[3, 7]] > 0).all()
+
+
 def test_wrong_options_are_told():
     with pytest.raises(ConfigError, match="at least one task"):
         MetaTraining(SGD, [], estimator=estimator(), steps=1, key=KEY)
@@ -209,6 +229,8 @@ def test_wrong_options_are_told():
         training(1, meta_loss="loss")
     with pytest.raises(ConfigError, match="'shares' of the meta-loss is unknown"):
         training(1, unit="shares")
+    with pytest.raises(ConfigError, match=r"cannot count since 1\.0 of a trajectory"):
+        training(1, since=1.0)
     with pytest.raises(ConfigError, match="needs at least one task"):
         Validation(())
     with pytest.raises(ConfigError, match="Two validation tasks are called Linear_20"):
@@ -362,6 +384,7 @@ def test_settings_that_are_lists(tmp_path):
         (["--architecture", "AdafacMPL"], "No architecture is called 'AdafacMPL'. Did you mean AdafacMLP"),
         (["--outer.learning-rat", "3"], "learning_rate"),
         (["--tasks", "Linear_21"], "No task is called 'Linear_21'"),
+        (["--since", "1"], "Losses cannot count since 1.0 of a trajectory"),
         (["--inner.x", "3"], "takes no --inner.* options"),
         (["--weights", "nowhere"], "'nowhere'"),
         (["--weights", "small_fc", "--architecture", "RNNMLP"], "small_fc is of the architecture AdafacMLP"),

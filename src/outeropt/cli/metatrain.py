@@ -46,6 +46,8 @@ class Config:
     """The loss that is learned on: of the training minibatch before each step, or of a held-out one after."""
     unit: Literal["share", "log"] = "share"
     """The meta-loss is the loss as a share of the first one, or the logarithm of that."""
+    since: float = 0.0
+    """Share of each run before which its losses do not count: 0.5 learns on the second half."""
     steps: int = 1000
     """Outer steps."""
     seed: int = 0

@@ -72,6 +72,7 @@ def _training(config: "Config") -> "MetaTraining | PopulationTraining":
         "outer": outer,
         "meta_loss": config.meta_loss,
         "unit": config.unit,
+        "since": config.since,
         "steps": config.steps,
         "key": jax.random.key(config.seed),
     }

@@ -5,9 +5,19 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
+from outeropt.errors import ConfigError
 from outeropt.optimizer import Params
+from outeropt.optimizers import schedules
+
+
+# What may shrink all updates in the course of a run, by name.
+SCHEDULES: dict[str, Callable[[], schedules.Schedule] | None] = {
+    "constant": None,
+    "linear": schedules.Linear,
+    "cosine": schedules.Cosine,
+}
 
 
 class State(eqx.Module):
@@ -16,23 +26,60 @@ class State(eqx.Module):
     Attributes:
       step: steps taken.
       moments: accumulators of each tensor, in the order of the leaves.
+      num_steps: length of the run, where a schedule needs it.
     """
 
     step: Int[Array, ""]
     moments: list[PyTree]
+    num_steps: Float[Array, ""] | None = None
 
 
 Move = Callable[[Array, Array, PyTree], tuple[Array, PyTree]]
 
 
-def start(zeros: Callable[[tuple[int, ...]], PyTree], params: Params) -> State:
+def start(
+    zeros: Callable[[tuple[int, ...]], PyTree],
+    params: Params,
+    schedule: str = "constant",
+    num_steps: int | Array | None = None,
+) -> State:
     """The state before the first step.
 
     Args:
       zeros: the accumulators of a tensor of a given shape, of rank 1 or more.
       params: parameters to be optimized.
+      schedule: a name in `SCHEDULES`.
+      num_steps: length of the run; only a schedule needs it.
+
+    Raises:
+      ConfigError: the schedule needs the length, and it is not given.
     """
-    return State(jnp.int32(0), [zeros(jnp.atleast_1d(p).shape) for p in jax.tree.leaves(params)])
+    moments = [zeros(jnp.atleast_1d(p).shape) for p in jax.tree.leaves(params)]
+    if SCHEDULES[schedule] is None:
+        return State(jnp.int32(0), moments)
+    if num_steps is None:
+        raise ConfigError(
+            f"This learned optimizer follows a {schedule} schedule and needs the length of the run: give "
+            "num_steps, as in init(params, num_steps=10_000) or as_optax(num_steps=10_000)."
+        )
+    return State(jnp.int32(0), moments, jnp.asarray(num_steps, jnp.float32))
+
+
+def scheduled(schedule: str, state: State) -> Float[Array, ""] | float:
+    """What the next update is multiplied with: 1, or from 1 at the first step down towards 0 at the end."""
+    kind = SCHEDULES[schedule]
+    return 1.0 if kind is None else kind()(state.step, state.num_steps)
+
+
+def known_schedule(name: str) -> str:
+    """The name, if it is one in `SCHEDULES`.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    if name not in SCHEDULES:
+        raise ConfigError(f"There is no schedule = {name!r}; give one of {', '.join(SCHEDULES)}.")
+    return name
 
 
 def advance(move: Move, grads: Params, state: State, params: Params) -> tuple[Params, State]:
@@ -55,4 +102,4 @@ def advance(move: Move, grads: Params, state: State, params: Params) -> tuple[Pa
         update, new = move(g, p, old)
         updates.append(update.reshape(param.shape).astype(param.dtype))
         moments.append(new)
-    return structure.unflatten(updates), State(state.step + 1, moments)
+    return structure.unflatten(updates), State(state.step + 1, moments, state.num_steps)

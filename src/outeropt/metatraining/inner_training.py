@@ -5,7 +5,7 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from outeropt.errors import ConfigError
 from outeropt.metatraining.system import Outcome, System
@@ -18,10 +18,11 @@ Unit = Literal["share", "log"]
 
 
 class State(eqx.Module):
-    """What changes from step to step, and the loss before the first one."""
+    """What changes from step to step, the loss before the first one, and the first step that counts."""
 
     train: TrainState
     first_loss: Float[Array, ""]
+    counts_from: Int[Array, ""]
 
 
 class InnerTraining(System):
@@ -33,21 +34,26 @@ class InnerTraining(System):
     The logarithm of the share weighs relative improvements alike, early and late, where the share itself
     mostly sees the first steps.
 
+    What is judged by its end should be learned on its end: with `since`, losses count from a share of each
+    trajectory on. PES still credits them to all that happened before.
+
     Attributes:
       family: where tasks come from.
       meta_loss: `"train"` takes the loss that the step computes anyway, on its minibatch before the update;
         a held-out split takes the loss on a minibatch of it after the update.
       unit: `"share"`, or its logarithm, `"log"`.
       limit: largest share, above 1.
+      since: share of each trajectory before which losses do not count, in [0, 1).
 
     Raises:
-      ConfigError: the meta-loss or its unit is unknown, or the limit is not above 1.
+      ConfigError: the meta-loss or its unit is unknown, the limit is not above 1, or `since` is out of range.
     """
 
     family: TaskFamily
     meta_loss: MetaLoss = eqx.field(static=True, default="train")
     unit: Unit = eqx.field(static=True, default="share")
     limit: float = eqx.field(static=True, default=1.5)
+    since: float = eqx.field(static=True, default=0.0)
 
     def __check_init__(self):
         if self.meta_loss not in ("train", "valid", "test"):
@@ -56,6 +62,10 @@ class InnerTraining(System):
             raise ConfigError(f"Unit {self.unit!r} of the meta-loss is unknown; it is share or log.")
         if not self.limit > 1:
             raise ConfigError(f"The limit of the meta-loss is {self.limit}; it must be above 1.")
+        if not 0 <= self.since < 1:
+            raise ConfigError(
+                f"Losses cannot count since {self.since} of a trajectory; give a share from 0 to below 1."
+            )
 
     def draw(self, key) -> PyTree:
         """Which task of the family."""
@@ -67,7 +77,10 @@ class InnerTraining(System):
         state = start(task, theta, key, num_steps=length)
         batch_key, loss_key = jax.random.split(key)
         loss, _ = task.loss(state.params, state.model, task.batch("train", batch_key), loss_key)
-        return State(state, jnp.maximum(loss.astype(jnp.float32), 1e-8))
+        # Below the length, so that at least the last step counts.
+        share = jnp.asarray(length, jnp.float32) * self.since
+        counts_from = jnp.minimum(share.astype(jnp.int32), length - 1)
+        return State(state, jnp.maximum(loss.astype(jnp.float32), 1e-8), counts_from)
 
     def step(self, theta, setup, state: State, step, key) -> tuple[State, Outcome]:
         """One inner step and its share."""
@@ -81,4 +94,5 @@ class InnerTraining(System):
         share = jnp.where(jnp.isfinite(share), jnp.minimum(share, self.limit), self.limit)
         # A loss of zero has no logarithm.
         value = share if self.unit == "share" else jnp.log(jnp.maximum(share, 1e-6))
-        return State(train, state.first_loss), Outcome(value)
+        counts = step >= state.counts_from
+        return State(train, state.first_loss, state.counts_from), Outcome(value, counts)

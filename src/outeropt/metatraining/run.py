@@ -47,6 +47,7 @@ class MetaTraining:
       outer: the optimizer of the outer loop; by default Adam at 1e-3 with the gradient's norm clipped to 1.
       meta_loss: which loss is learned on; see `InnerTraining`.
       unit: of the meta-loss; see `InnerTraining`.
+      since: share of each trajectory before which losses do not count; see `InnerTraining`.
       validation: tasks to choose the best optimizer by.
       devices: share the particles; by default as many as divide them.
 
@@ -69,6 +70,7 @@ class MetaTraining:
         outer: Optimizer | None = None,
         meta_loss: MetaLoss = "train",
         unit: Unit = "share",
+        since: float = 0.0,
         validation: Validation | None = None,
         devices: Sequence[Any] | None = None,
     ):
@@ -78,7 +80,7 @@ class MetaTraining:
         if steps < 1:
             raise ConfigError(f"{steps} outer steps are not possible; give at least 1.")
         systems = tuple(
-            InnerTraining(single(item) if isinstance(item, Task) else item, meta_loss, unit)
+            InnerTraining(single(item) if isinstance(item, Task) else item, meta_loss, unit, since=since)
             for item in families
         )
         outer = optimizers.get("clip_norm:adam", learning_rate=1e-3) if outer is None else outer

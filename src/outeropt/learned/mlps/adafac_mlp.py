@@ -23,6 +23,9 @@ class AdafacMLP(LearnedOptimizer):
     outputs are direction and magnitude. Metz, Freeman, Harrison, Maheswaranathan and Sohl-Dickstein 2022,
     "Practical tradeoffs between memory, compute, and performance in learned optimizers" (arXiv 2203.11860).
 
+    Updates may follow a schedule over the run, which the paper does not have: that small steps help at the
+    end is known beforehand, and takes an evolution strategy long to find.
+
     Attributes:
       net: the network, 39 inputs and 2 outputs.
       decays: meta-learned decays of the accumulators.
@@ -30,6 +33,8 @@ class AdafacMLP(LearnedOptimizer):
       hidden_layers: number of hidden layers.
       step_mult: scale of the step.
       exp_mult: scale of the magnitude's exponent.
+      schedule: `"constant"`; or all updates shrink to 0 at the end of the run, in a line (`"linear"`) or half
+        a cosine (`"cosine"`). `init` then needs the length of the run.
     """
 
     net: MLP
@@ -38,6 +43,7 @@ class AdafacMLP(LearnedOptimizer):
     hidden_layers: int = eqx.field(static=True)
     step_mult: float = eqx.field(static=True)
     exp_mult: float = eqx.field(static=True)
+    schedule: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -47,8 +53,9 @@ class AdafacMLP(LearnedOptimizer):
         hidden_layers: int = 2,
         step_mult: float = 1e-3,
         exp_mult: float = 1e-3,
+        schedule: str = "constant",
     ):
-        """Raises `ConfigError` for a number of units or layers below 1."""
+        """Raises `ConfigError` for a number of units or layers below 1, or an unknown schedule."""
         check_sizes(hidden_size=hidden_size, hidden_layers=hidden_layers)
         key = jax.random.key(0) if key is None else key
         self.net = MLP(FEATURES + len(TIME_SCALES), (hidden_size,) * hidden_layers, 2, key)
@@ -57,6 +64,7 @@ class AdafacMLP(LearnedOptimizer):
         self.hidden_layers = hidden_layers
         self.step_mult = step_mult
         self.exp_mult = exp_mult
+        self.schedule = tensorwise.known_schedule(schedule)
 
     @property
     def published_names(self) -> dict[str, str]:
@@ -65,19 +73,20 @@ class AdafacMLP(LearnedOptimizer):
 
     def init(self, params, *, num_steps=None, key=None) -> State:
         """All accumulators zero."""
-        del num_steps, key
-        return tensorwise.start(Moments.zeros, params)
+        del key
+        return tensorwise.start(Moments.zeros, params, self.schedule, num_steps)
 
     def update(self, grads, state: State, params, **context: Any):
         """One step; uses nothing of the context."""
         del context
         time = tanh_embedding(state.step)
+        scale = self.step_mult * tensorwise.scheduled(self.schedule, state)
 
         def move(grad, param, moments):
             moments = moments.updated(self.decays, grad)
             sources = moments.sources(grad, param)
             direction, magnitude = per_parameter(self.net.layers, moment_features, sources, param.shape, time)
-            return -self.step_mult * direction * jnp.exp(self.exp_mult * magnitude), moments
+            return -scale * direction * jnp.exp(self.exp_mult * magnitude), moments
 
         return tensorwise.advance(move, grads, state, params)
 

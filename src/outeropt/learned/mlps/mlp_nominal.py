@@ -72,6 +72,7 @@ class MLPNominal(LearnedOptimizer):
         here it does what its name says.)
       normalize_blackbox: whether the network's step is multiplied with `rsqrt(v + 1e-6)`.
       selfnormalize_blackbox: whether the network's step is multiplied with the mean of the tensor's gradient.
+      schedule: of the sum of all three, as in `AdafacMLP`.
     """
 
     net: MLP
@@ -90,6 +91,7 @@ class MLPNominal(LearnedOptimizer):
     aggregate_reg_magnitude: bool = eqx.field(static=True)
     normalize_blackbox: bool = eqx.field(static=True)
     selfnormalize_blackbox: bool = eqx.field(static=True)
+    schedule: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -109,12 +111,13 @@ class MLPNominal(LearnedOptimizer):
         aggregate_reg_magnitude: bool = False,
         normalize_blackbox: bool = False,
         selfnormalize_blackbox: bool = False,
+        schedule: str = "constant",
     ):
         """Random weights.
 
         Raises:
-          ConfigError: an unknown `nominal_grad_estimator`, other than three `exp_mult`, or a value out of its
-            range.
+          ConfigError: an unknown `nominal_grad_estimator` or schedule, other than three `exp_mult`, or a value
+            out of its range.
         """
         if nominal_grad_estimator not in ESTIMATES:
             raise ConfigError(
@@ -147,6 +150,7 @@ class MLPNominal(LearnedOptimizer):
         self.aggregate_reg_magnitude = aggregate_reg_magnitude
         self.normalize_blackbox = normalize_blackbox
         self.selfnormalize_blackbox = selfnormalize_blackbox
+        self.schedule = tensorwise.known_schedule(schedule)
 
     @property
     def published_names(self) -> dict[str, str]:
@@ -155,19 +159,20 @@ class MLPNominal(LearnedOptimizer):
 
     def init(self, params, *, num_steps=None, key=None) -> State:
         """All accumulators zero."""
-        del num_steps, key
-        return tensorwise.start(Moments.zeros, params)
+        del key
+        return tensorwise.start(Moments.zeros, params, self.schedule, num_steps)
 
     def update(self, grads, state: State, params, **context: Any):
         """One step; uses nothing of the context."""
         del context
         time = tanh_embedding(state.step)
+        scale = tensorwise.scheduled(self.schedule, state)
 
         def move(grad, param, moments):
             moments = moments.updated(self.decays, grad)
             sources = moments.sources(grad, param)
             outputs = per_parameter(self.net.layers, moment_features, sources, param.shape, time)
-            return self._combine(outputs, sources), moments
+            return scale * self._combine(outputs, sources), moments
 
         return tensorwise.advance(move, grads, state, params)
 
