@@ -227,6 +227,7 @@ META = "all its numbers are meta-parameters, which meta-training finds."
         (WEIGHTS, "Missing from outeropt evaluate: --tasks"),
         (f"{WEIGHTS} --tasks a --against", "Nothing to compare with: give --against SET ..."),
         (f"{W} --seeds 0", "--seeds 0 is not allowed; give at least 1."),
+        (f"{W} --last-eval-batches 0", "--last-eval-batches 0 is not allowed; give at least 1."),
         (f"{W} --steps 0", "steps = 0 is not allowed; train for at least 1 step."),
         (
             f"{WEIGHTS} --tasks 'zzz*'",

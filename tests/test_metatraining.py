@@ -44,8 +44,8 @@ def estimator(**settings):
 
 
 def training(steps=12, **options):
-    given = {"estimator": estimator(), "steps": steps, "key": KEY} | options
-    return MetaTraining(SGD, FAMILY, **given)
+    given = {"optimizer": SGD, "estimator": estimator(), "steps": steps, "key": KEY} | options
+    return MetaTraining(given.pop("optimizer"), FAMILY, **given)
 
 
 def same(one, other):
@@ -375,9 +375,30 @@ def test_settings_that_are_lists(tmp_path):
     assert lstm.settings["hidden_sizes"] == (3,)
 
 
+def test_an_optimizer_can_be_used_with_other_settings_than_it_is_learned_with(tmp_path):
+    words = [*COMMAND, "--settings.schedule", "linear", "--settings-learning.schedule", "constant"]
+    made = cli(*words, "--steps", "2", "--out", "mine", folder=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert load(tmp_path / "mine").settings["schedule"] == "linear"
+
+    start = AdafacMLP(key=KEY, hidden_size=2, hidden_layers=1)
+    runs = [training(3, optimizer=start), training(3, optimizer=start, finish=scheduled_linearly)]
+    for run in runs:
+        run.run()
+    same(runs[0].last.hyperparameters, runs[1].last.hyperparameters)
+    assert [run.optimizer.settings["schedule"] for run in runs] == ["constant", "linear"]
+    with pytest.raises(ConfigError, match="has other meta-parameters than"):
+        start.with_settings(hidden_size=3)
+
+
+def scheduled_linearly(optimizer):
+    return optimizer.with_settings(schedule="linear")
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
+        (["--settings-learning.schedul", "linear"], "No setting of AdafacMLP is called 'schedul'"),
         (["--estimator", "pse"], "No estimator is called 'pse'. Did you mean pes?"),
         (["--estimator.partciles", "3"], "No setting of the estimator pes is called 'partciles'"),
         (["--settings.hidden", "3"], "hidden_size"),

@@ -34,6 +34,8 @@ class Config:
     """Inner steps of everyone. Default: those of the first baseline."""
     seeds: Annotated[int | None, tyro.conf.arg(aliases=("--repeat",))] = None
     """Seeds of every setting of everyone. Default: those of the first baseline."""
+    last_eval_batches: int | None = None
+    """Batches of everyone's last evaluation; more make it less noisy. Default: those of the first baseline."""
     store: Path = Path("runs.db")
     """Where finished trials are kept; those that are there already are not run again."""
 
@@ -47,6 +49,10 @@ class Config:
             raise ConfigError("Nothing to compare with: give --against SET ...")
         if self.seeds is not None and self.seeds < 1:
             raise ConfigError(f"--seeds {self.seeds} is not allowed; give at least 1.")
+        if self.last_eval_batches is not None and self.last_eval_batches < 1:
+            raise ConfigError(
+                f"--last-eval-batches {self.last_eval_batches} is not allowed; give at least 1."
+            )
 
 
 def run(config: Config) -> None:
@@ -88,7 +94,9 @@ def _sets(config: Config) -> tuple[list["HyperparameterSet"], list["Hyperparamet
     first = baselines[0]
     contestants = [sets.learned(weights, first) for weights in dict.fromkeys(config.weights)]
     contestants += [sets.get(f"{name}-default") for name in dict.fromkeys(config.optimizers)]
-    protocol = first.adapted(steps=config.steps, seeds=config.seeds).protocol
+    protocol = first.adapted(
+        steps=config.steps, seeds=config.seeds, last_eval_batches=config.last_eval_batches
+    ).protocol
     contestants, baselines = (
         [item.adapted(**protocol) for item in side] for side in (contestants, baselines)
     )

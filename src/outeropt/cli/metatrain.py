@@ -17,12 +17,14 @@ class Config:
     """Learn an optimizer: descend on its meta-parameters by estimated gradients of its meta-loss.
 
     -c a.yaml b.yaml fills any option (the later file wins). --settings.NAME, --estimator.NAME and
-    --outer.NAME set what the architecture, the estimator and the outer optimizer take. A run that was
+    --outer.NAME set what the architecture, the estimator and the outer optimizer take, and
+    --settings-learning.NAME what the architecture takes instead while it is learned. A run that was
     interrupted goes on when the same command is given again.
     """
 
     DOTTED: ClassVar[dict[str, str]] = {
         "settings": "settings",
+        "settings-learning": "settings_learning",
         "estimator": "estimator_settings",
         "outer": "outer_hyperparameters",
     }
@@ -34,6 +36,9 @@ class Config:
     architecture: str | None = None
     """What is learned (outeropt list architectures). Default: AdafacMLP, or that of the weights."""
     settings: Annotated[dict[str, Setting], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
+    settings_learning: Annotated[dict[str, Setting], tyro.conf.Suppress] = dataclasses.field(
+        default_factory=dict
+    )
     weights: str | None = None
     """Start from this learned optimizer (a name, file or folder) in place of a fresh one."""
     estimator: str = "pes"

@@ -1,6 +1,7 @@
 """From the words of `outeropt metatrain` to objects, and the run with its progress."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,11 @@ def _training(config: "Config") -> "MetaTraining | PopulationTraining":
     if not families:
         raise ConfigError("Give at least one task to learn on: --tasks NAME ...")
     start = _start(config)
+    finish = None
+    if config.settings_learning:
+        # The start has settings as it will be used; another may hold while it is learned.
+        finish = functools.partial(_with, settings=start.settings)
+        start = _with(start, config.settings_learning)
     estimator = estimator_from(config.estimator, config.estimator_settings)
     outer = optimizer_from(config.outer, config.outer_hyperparameters)
     validation = _validation(config)
@@ -73,6 +79,7 @@ def _training(config: "Config") -> "MetaTraining | PopulationTraining":
         "meta_loss": config.meta_loss,
         "unit": config.unit,
         "since": config.since,
+        "finish": finish,
         "steps": config.steps,
         "key": jax.random.key(config.seed),
     }
@@ -189,6 +196,13 @@ def _start(config: "Config") -> "LearnedOptimizer":
         kinds = get_type_hints(learned.ARCHITECTURES[name].__init__)
         settings = _read(name, {key: kind for key, kind in kinds.items() if key != "key"}, settings)
     return learned.build(name, settings, jax.random.key(config.seed))
+
+
+def _with(optimizer: "LearnedOptimizer", settings: Mapping[str, Any]) -> "LearnedOptimizer":
+    for name in settings:
+        if name not in optimizer.settings:
+            raise unknown_name(f"setting of {type(optimizer).__name__}", name, optimizer.settings)
+    return optimizer.with_settings(**settings)
 
 
 def _family(name: str) -> "Task | TaskFamily":

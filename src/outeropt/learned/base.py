@@ -30,6 +30,24 @@ class LearnedOptimizer(Optimizer):
         fields = {field.name for field in dataclasses.fields(self)}
         return {name: getattr(self, name) for name in taken if name in fields}
 
+    def with_settings(self, **settings: Any) -> Self:
+        """A copy with the same meta-parameters under other settings, of which they must be as many.
+
+        Args:
+          **settings: those that change; the others stay.
+
+        Raises:
+          TypeError: the architecture has no such setting.
+          ConfigError: with these settings it has other meta-parameters.
+        """
+        fresh = type(self)(**{**self.settings, **settings})
+        ours, theirs = self.hyperparameters, fresh.hyperparameters
+        if {name: leaf.shape for name, leaf in ours.items()} != {n: leaf.shape for n, leaf in theirs.items()}:
+            raise ConfigError(
+                f"{type(self).__name__} with {settings} has other meta-parameters than with {self.settings}."
+            )
+        return fresh.replace(ours)  # pyright: ignore[reportReturnType]
+
     @property
     def published_names(self) -> dict[str, str]:
         """For each leaf, the path of the same array in checkpoints of the code that published the method."""

@@ -161,7 +161,8 @@ def outer_step(
     count = len(estimates)
     mean = functools.reduce(jnp.add, [estimate.grad for estimate in estimates]) / count
     grad = unravel(mean)
-    loss = sum(estimate.loss for estimate in estimates) / count
+    # A family without a loss that counts in this step has none.
+    loss = jnp.nanmean(jnp.stack([estimate.loss for estimate in estimates]))
     updates, outer = recipe.outer.update(
         grad, state.outer, state.theta, value=loss, grad=grad, key=step_key, step=state.step
     )

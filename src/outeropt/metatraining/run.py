@@ -49,6 +49,8 @@ class MetaTraining:
       unit: of the meta-loss; see `InnerTraining`.
       since: share of each trajectory before which losses do not count; see `InnerTraining`.
       validation: tasks to choose the best optimizer by.
+      finish: makes of the optimizer that is learned the one that is validated and used, such as the same with
+        a schedule; by default it is used as it is.
       devices: share the particles; by default as many as divide them.
 
     Raises:
@@ -72,6 +74,7 @@ class MetaTraining:
         unit: Unit = "share",
         since: float = 0.0,
         validation: Validation | None = None,
+        finish: Callable[[Optimizer], Optimizer] | None = None,
         devices: Sequence[Any] | None = None,
     ):
         families = [tasks] if isinstance(tasks, Task | TaskFamily) else list(tasks)
@@ -87,11 +90,14 @@ class MetaTraining:
         recipe = Recipe(systems, estimator, outer)
         self.steps, self.key, self.validation = steps, key, validation
         self.done = 0
-        self._identity = tree.fingerprint((recipe, optimizer, jax.random.key_data(key), steps, validation))
+        start, self._finish = optimizer, finish or (lambda learned: learned)
+        optimizer = self._finish(optimizer)
+        made = (start, optimizer) if finish else start
+        self._identity = tree.fingerprint((recipe, made, jax.random.key_data(key), steps, validation))
         self._names = columns(recipe)
         self._mesh = mesh_for(estimator.particles, None if devices is None else list(devices))
         self._recipe = replicate(recipe, self._mesh)
-        self._state = begin(recipe, optimizer, key, steps, self._mesh)
+        self._state = begin(recipe, start, key, steps, self._mesh)
         self._best = optimizer
         self._curves = np.full((steps, len(self._names)), np.nan, np.float32)
         tested = 0 if validation is None else len(validation.tasks) + 1
@@ -105,9 +111,9 @@ class MetaTraining:
 
     @property
     def last(self) -> Optimizer:
-        """The optimizer after the last outer step, as the outer optimizer would have it evaluated."""
+        """The optimizer after the last outer step, as it is evaluated and used."""
         theta = self._recipe.outer.eval_params(self._state.outer, self._state.theta)
-        return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), theta)
+        return self._finish(jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), theta))
 
     @property
     def curves(self) -> dict[str, np.ndarray]:
@@ -196,7 +202,8 @@ class MetaTraining:
         rows = np.asarray(rows)[:count]
         self._curves[self.done : self.done + count] = rows
         for i, row in enumerate(rows if writer else ()):
-            writer.log(self.done + i, dict(zip(self._names, row)))  # pyright: ignore
+            known = {name: value for name, value in zip(self._names, row) if np.isfinite(value)}
+            writer.log(self.done + i, known)  # pyright: ignore
         self.done += count
         return dict(zip(self._names, map(float, rows[-1])))
 
