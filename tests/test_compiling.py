@@ -16,6 +16,8 @@ def test_what_runs_once_gives_the_same_numbers_also_inside_of_programs():
     key = jax.random.key(0)
     np.testing.assert_allclose(once(key, 5), draw(key, 5), rtol=1e-6)
     np.testing.assert_allclose(jax.jit(lambda key: once(key, 5))(key), draw(key, 5), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda: once(key, 5))(), draw(key, 5), rtol=1e-6)
+    assert jax.eval_shape(lambda: once(key, 5)).shape == (5,)
 
 
 @pytest.mark.skipif(not compiling._MAPS.exists(), reason="only Linux tells and limits memory maps")

@@ -39,7 +39,9 @@ def jit_once(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
             return function(*args)
-        return program(jax.default_backend())(*args)
+        # Inside of another program, too, what depends on nothing traced is computed by a program of its own.
+        with jax.ensure_compile_time_eval():
+            return program(jax.default_backend())(*args)
 
     return call
 

@@ -35,7 +35,7 @@ class Config:
     seeds: Annotated[int | None, tyro.conf.arg(aliases=("--repeat",))] = None
     """Seeds of every setting of everyone. Default: those of the first baseline."""
     last_eval_batches: int | None = None
-    """Batches of everyone's last evaluation; more make it less noisy. Default: those of the first baseline."""
+    """Batches of everyone's last evaluation; more make it less noisy. Default: the first baseline's."""
     store: Path = Path("runs.db")
     """Where finished trials are kept; those that are there already are not run again."""
 

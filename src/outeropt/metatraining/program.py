@@ -171,7 +171,7 @@ def outer_step(
     if count > 1:
         values |= {f"loss/{i}": estimate.loss for i, estimate in enumerate(estimates)}
     for name in estimates[0].diagnostics:
-        values[f"meta/{name}"] = sum(estimate.diagnostics[name] for estimate in estimates) / count
+        values[f"meta/{name}"] = jnp.mean(jnp.stack([estimate.diagnostics[name] for estimate in estimates]))
     values = {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
     return MetaState(theta, outer, tuple(particles), state.step + 1), values
 

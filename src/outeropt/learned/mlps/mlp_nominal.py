@@ -116,8 +116,8 @@ class MLPNominal(LearnedOptimizer):
         """Random weights.
 
         Raises:
-          ConfigError: an unknown `nominal_grad_estimator` or schedule, other than three `exp_mult`, or a value
-            out of its range.
+          ConfigError: an unknown `nominal_grad_estimator` or schedule, other than three `exp_mult`, or a
+            value out of its range.
         """
         if nominal_grad_estimator not in ESTIMATES:
             raise ConfigError(
