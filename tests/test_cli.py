@@ -50,7 +50,10 @@ def run(capsys):
         status = main([str(word) for word in words])
         told = capsys.readouterr()
         assert status == 0, told.err
-        assert told.err == ""
+        # On a busy machine anything may take over two seconds, and then it shows its progress.
+        assert not [
+            line for line in told.err.splitlines() if not re.search(r": \d+/\d+, .*(so far|left)$", line)
+        ]
         return told.out
 
     return go
