@@ -309,7 +309,8 @@ def test_describe(folder, run):
     assert told[0] == "learned:runs/my_lopt" and "arXiv 2203.11860" in told[1]
     assert told[2:] == [
         "  architecture: AdafacMLP",
-        "  settings: hidden_size = 4, hidden_layers = 2, step_mult = 0.01, exp_mult = 0.001, schedule = constant",
+        "  settings: hidden_size = 4, hidden_layers = 2, step_mult = 0.01, exp_mult = 0.001, "
+        "schedule = constant",
         f"  meta-parameters: 197 in {len(learned().hyperparameters)} arrays",
         "  made with tasks: Linear_20, Quadratic_10",
         "  made with estimator: pes",
