@@ -80,13 +80,14 @@ def one_by_one(sources):
 def test_sources_may_lack_any_axes(shape, interpreted):
     sources = of_all_kinds(shape)
     count = len(one_by_one(sources))
-    values = quickly(functools.partial(fused.mean_squares, one_by_one, shape, interpret=True))(sources)
+    rule = engine.outputs_of(one_by_one)
+    values = quickly(functools.partial(fused.mean_squares, rule, shape, interpret=True))((), sources)
     made = [np.asarray(x, np.float64) for x in one_by_one(sources)]
     np.testing.assert_allclose(values, [np.mean(x * x) for x in made], rtol=1e-6)
 
     # Without hidden layers each output is a sum of features, in which a wrong entry would be seen.
     layers = network(4, hidden_layers=0, outputs=1, inputs=count)
-    got = quickly(functools.partial(fused.network, one_by_one, shape, interpret=True))(layers, sources)
+    got, _ = quickly(functools.partial(fused.step, rule, shape, interpret=True))(layers, (), sources)
     weight, bias = (np.asarray(x, np.float64) for x in layers[0])
     total = sum(np.broadcast_to(x, shape)[..., None] * row for x, row in zip(made, weight)) + bias
     assert_close(np.stack(got), np.moveaxis(total, -1, 0))
@@ -163,8 +164,9 @@ def test_what_is_not_a_number_stays_so(interpreted):
     sources = (sources[0].at[0, 2, 3].set(jnp.nan), *sources[1:])
     got = quickly(functools.partial(outputs, features, shape))(network(4, inputs=7), sources)
     assert np.isnan(got).all()
-    values = quickly(functools.partial(fused.network, features, shape, interpret=True))(
-        network(4, inputs=7), sources
+    rule = engine.outputs_of(features)
+    values, _ = quickly(functools.partial(fused.step, rule, shape, interpret=True))(
+        network(4, inputs=7), (), sources
     )
     assert np.isnan(np.stack(values)[:, 2, 3]).all() and np.isnan(values[0]).sum() == 1
 
@@ -209,11 +211,105 @@ def test_whole_updates_in_lanes_equal_those_without_kernels(name, request):
     jax.tree.map(close, got, want)
 
 
-def calls(function, *given):
-    """The shapes of what each kernel reads, in a program for a GPU."""
+STEPS = {
+    "AdafacMLP": {"hidden_size": 3},
+    "PerParameterMLP": {"hidden_size": 10},
+    "MLPNominal": {"nominal_stepsize": 1.0, "weight_decay": 1.0, "nominal_controller": True},
+}
+
+
+def moving(shape, seed):
+    """Optimizers of which kernels do the whole step, in the middle of a run, and a gradient."""
+    normal = np.random.default_rng(seed).normal
+
+    def filled(x):
+        # Averages of squares are positive, and large here against what the roots add to them.
+        return jnp.asarray(1.0 + np.abs(normal(size=x.shape)), x.dtype)
+
+    built = [learned.build(name, STEPS[name], jax.random.key(seed)) for name in STEPS]
+    params, grad = (jnp.asarray(normal(size=shape), jnp.float32) for _ in range(2))
+    # Decays that differ, so that a wrong one would be seen.
+    built = jax.tree.map(lambda x: x + 0.03 * jnp.asarray(normal(size=x.shape), x.dtype), built)
+    return built, [jax.tree.map(filled, optimizer.init(params)) for optimizer in built], params, grad
+
+
+def move(built, states, params, grad):
+    return [x.update(grad, state, params) for x, state in zip(built, states, strict=True)]
+
+
+def assert_trees_close(got, want, relative):
+    def close(a, b):
+        np.testing.assert_allclose(a, b, rtol=0, atol=relative * np.abs(b).max(initial=1e-30))
+
+    jax.tree.map(close, got, want)
+
+
+@pytest.mark.parametrize("shape", [(), *SHAPES])
+def test_updates_and_moments_equal_those_without_kernels(shape, request):
+    given = moving(shape, 0)
+    want = quickly(move)(*given)
+    request.getfixturevalue("interpreted")
+    assert_trees_close(quickly(lambda *given: move(*given))(*given), want, 1e-5)
+
+
+def test_lanes_of_whole_steps_equal_single_ones(interpreted):
+    """In all, and in optimizer and gradient alone: what is stored then differs after the step."""
+    shape = (3, 1, 4)
+    lanes = [moving(shape, seed) for seed in range(2)]
+    built, states, params, grad = tree.stack(lanes)
+    _, first_states, first_params, _ = lanes[0]
+
+    @quickly
+    def run(built, states, params, grad):
+        return (
+            jax.vmap(move)(built, states, params, grad),
+            jax.vmap(move, (0, None, None, 0))(built, first_states, first_params, grad),
+        )
+
+    own, shared = run(built, states, params, grad)
+    single = quickly(move)
+    for i, (optimizers, moments, value, slope) in enumerate(lanes):
+        assert_trees_close(tree.take(own, i), single(optimizers, moments, value, slope), 1e-6)
+        assert_trees_close(tree.take(shared, i), single(optimizers, first_states, first_params, slope), 1e-6)
+
+
+def test_meta_gradients_through_what_is_stored(request):
+    """Of two steps, by the optimizers, what they stored, the parameters and the gradient."""
+    given = moving((4, 3), 0)
+
+    def two_steps(built, states, params, grad):
+        total = jnp.float32(0)
+        for optimizer, state in zip(built, states, strict=True):
+            update, state = optimizer.update(grad, state, params)
+            moved, state = optimizer.update(jnp.sin(grad), state, params + update)
+            total = total + jnp.sum(jnp.sin(1e2 * (update + moved)))
+            total = total + sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(state.moments))
+        return total
+
+    def gradients(built, states, params, grad):
+        moments = [state.moments for state in states]
+
+        def value(built, moments, params, grad):
+            again = [type(s)(s.step, m) for s, m in zip(states, moments, strict=True)]
+            return two_steps(built, again, params, grad)
+
+        return jax.value_and_grad(value, (0, 1, 2, 3))(built, moments, params, grad)
+
+    want = quickly(gradients)(*given)
+    request.getfixturevalue("interpreted")
+    assert_trees_close(quickly(lambda *given: gradients(*given))(*given), want, 1e-4)
+
+
+def kernel_lines(function, *given):
+    """The kernels' lines of a program for a GPU."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
     program = jax.jit(function).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
-    found = [line.rsplit(" : (", 1)[1] for line in program.splitlines() if "gpu.triton" in line]
+    return [line for line in program.splitlines() if "gpu.triton" in line]
+
+
+def calls(function, *given):
+    """The shapes of what each kernel reads, in a program for a GPU."""
+    found = [line.rsplit(" : (", 1)[1] for line in kernel_lines(function, *given)]
     return [re.findall(r"tensor<([\dx]+)xf32>", line.split("->")[0]) for line in found]
 
 
@@ -243,6 +339,17 @@ def test_kernels_take_rows_columns_and_shared_tensors_as_they_are(gpu):
     squares, net = calls(lanes, nets, sources_of((5, 4)))
     assert squares == ["2x20", "1x4", "1x5"]
     assert net == ["3x7x4", "3x4", "3x4x4", "3x4", "3x4x2", "3x2", *squares]
+
+
+def test_moments_are_read_once_and_renewed_in_place(gpu):
+    """Each kernel reads gradient, parameter, three momenta and a second moment of each parameter."""
+    optimizer = learned.build("AdafacMLP", {}, jax.random.key(0))
+    params = jnp.zeros((5, 4), jnp.float32)
+    given = (lambda *given: optimizer.update(*given)), params, optimizer.init(params), params
+    for reads in calls(*given):
+        assert sorted(x for x in reads if x.endswith("x20")) == ["1x20", "1x20", "1x20", "3x20"]
+    squares, step = kernel_lines(*given)
+    assert step.count("#stablehlo.output_operand_alias") == 2 and "alias<" not in squares
 
 
 def test_what_the_kernels_cover():

@@ -7,6 +7,7 @@ in learned optimizers" (arXiv 2203.11860), with the constants of the authors' co
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -39,8 +40,17 @@ def accumulate(
     decays: Float[Array, " decays"], old: Float[Array, "decays *shape"], new: Float[Array, "*shape"]
 ) -> Float[Array, "decays *shape"]:
     """Moving averages `d old + (1 - d) new`, one for each decay d (clipped to [0, 1])."""
-    d = _as_lead(jnp.clip(decays, 0.0, 1.0), new.ndim)
-    return d * old + (1.0 - d) * new[None]
+    return average(as_channels(decays, new.ndim), old, new[None])
+
+
+def as_channels(decays: Float[Array, " decays"], rank: int) -> Float[Array, "decays ..."]:
+    """Decays for `average` over tensors of a rank, clipped to [0, 1]."""
+    return _as_lead(jnp.clip(decays, 0.0, 1.0), rank)
+
+
+def average(decays: Any, old: Any, new: Any) -> Any:
+    """`d old + (1 - d) new`, of arrays `[channels, *shape]` or of tuples of channels."""
+    return channelwise(lambda d, old, new: d * old + (1.0 - d) * new, decays, old, new)
 
 
 def learned_decays(initial: tuple[float, ...], theta: Float[Array, " decays"]) -> Float[Array, " decays"]:
@@ -49,13 +59,17 @@ def learned_decays(initial: tuple[float, ...], theta: Float[Array, " decays"]) -
     return jnp.clip(1.0 - jnp.exp(10.0 * (start + theta)), 0.0, 1.0)
 
 
+def channelwise(function: Callable[..., Any], *given: Any) -> Any:
+    """A function of arrays `[channels, *shape]`, or of tuples of channels; a single channel goes with all."""
+    if not isinstance(given[0], tuple):
+        return function(*given)
+    count = max(len(channels) for channels in given)
+    return tuple(function(*(channels[i % len(channels)] for channels in given)) for i in range(count))
+
+
 def product(*factors: Any) -> Any:
-    """Of arrays `[channels, *shape]`, or of tuples of channels; a single channel goes with all."""
-    if not isinstance(factors[0], tuple):
-        return functools.reduce(operator.mul, factors)
-    count = max(len(factor) for factor in factors)
-    each = ([factor[i % len(factor)] for factor in factors] for i in range(count))
-    return tuple(functools.reduce(operator.mul, channels) for channels in each)
+    """The product, `channelwise`."""
+    return channelwise(lambda *single: functools.reduce(operator.mul, single), *factors)
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:

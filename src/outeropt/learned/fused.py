@@ -1,9 +1,10 @@
-"""The per-parameter network, and the mean squares of its features, as two GPU kernels.
+"""The step of a per-parameter network, and the mean squares of its features, as two GPU kernels.
 
-Features and activations stay in registers. Memory sees what features are made of, the sources, once in each
-kernel, and the outputs once. For AdafacMLP and a matrix, sources are gradient, parameter, three momenta, a
-second moment, and rows and columns that weigh nothing. So 24 bytes a parameter move for the mean squares, and
-24 + 8 for the network with its two outputs. What comes before and after, moments and step, is left to XLA.
+Both make the next moments, and features of them, in registers, where activations stay as well. Memory sees
+what they are made of once in each kernel; the next moments, in the place of the last ones, and the update are
+written once. For AdafacMLP and a matrix, they are made of gradient, parameter, three momenta, a second
+moment, and rows and columns that weigh nothing. So 24 bytes a parameter move for the mean squares, and
+24 + 20 for the step. Averages over rows and columns come before, and are left to XLA.
 
 A program takes a block of parameters that lie one after another in memory, whatever the tensor's shape, and
 finds their entries in rows and columns by their coordinates. The network is sums of products, with weights
@@ -15,7 +16,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,22 @@ SUM_WARPS = 8
 Features = Callable[[PyTree], Sequence[Array]]
 LayerRefs = tuple[Any, Any]
 MultiplyAdd = Callable[[Array, Array, Array], Array]
+
+
+class Rule(NamedTuple):
+    """A step of each parameter around its network, in functions that see each parameter by itself.
+
+    They close over no arrays, and also take tuples of channels in the place of arrays that have channels.
+
+    Attributes:
+      look: `(stored, given) -> (sources, stored)`: what features are made of, and what is stored next.
+      features: `sources -> features`.
+      finish: `(outputs, sources) -> results`: what becomes of the network's outputs.
+    """
+
+    look: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+    features: Features
+    finish: Callable[[Sequence[Array], PyTree], PyTree]
 
 
 def covers(shape: tuple[int, ...]) -> bool:
@@ -65,63 +82,93 @@ def on_gpu(kernel: Callable[..., Any], otherwise: Callable[..., Any]) -> Callabl
     return either
 
 
-def network(
-    features: Features,
+def step(
+    rule: Rule,
     shape: tuple[int, ...],
     layers: Sequence[Any],
-    sources: PyTree,
+    stored: PyTree,
+    given: PyTree,
     *,
     interpret: bool = False,
-) -> list[Float[Array, "*shape"]]:
-    """A ReLU network on the features of each parameter.
+) -> tuple[PyTree, PyTree]:
+    """A ReLU network on the features of each parameter, with what lies before and after it.
 
     Args:
-      features: makes features from `sources`, with a tuple of channels in the place of each array that has
-        channels. May close over no array.
+      rule: makes features from `stored` and `given`, and results from the network's outputs.
       shape: the tensor's; `covers` must hold for it.
       layers: with `weight` `[inputs, outputs]` and `bias` `[outputs]`; the first takes the features alone.
-      sources: float32 arrays `[channels, *shape]` or `shape`, with length 1 along any of the tensor's axes.
+      stored: float32 arrays `[channels, *shape]` or `shape`. The next ones may take their memory.
+      given: the same, or with length 1 along any of the tensor's axes.
       interpret: runs the kernel as an XLA program that needs no GPU.
 
     Returns:
-      The outputs of the network.
+      The results, float32 arrays `shape`, and what is stored next.
     """
-    reads = _Reads(sources, shape)
+    reads = _Reads((stored, given), shape)
     weights = [x for layer in layers for x in (layer.weight, layer.bias)]
     widths = [layer.bias.size for layer in layers]
     block = BLOCK if max(widths) <= NARROW else WIDE_BLOCK
+    kept, kept_structure = jax.tree.flatten(stored)
+    results = jax.eval_shape(
+        lambda outputs, both: rule.finish(outputs, rule.look(*both)[0]),
+        [jax.ShapeDtypeStruct((1,), jnp.float32)] * widths[-1],
+        reads.channels(),
+    )
+    count, results_structure = len(jax.tree.leaves(results)), jax.tree.structure(results)
 
     def kernel(*refs):
-        refs, outputs = refs[: -widths[-1]], refs[-widths[-1] :]
+        weight_refs, refs = refs[: len(weights)], refs[len(weights) :]
+        source_refs, refs = refs[: len(reads.arrays)], refs[len(reads.arrays) :]
         parameters = pl.program_id(0) * block + jnp.arange(block, dtype=jnp.int32)
         inside = parameters < math.prod(shape)
-        made = features(reads(refs[len(weights) :], parameters, inside))
-        pairs = list(zip(refs[: len(weights) : 2], refs[1 : len(weights) : 2]))
-        units = [jnp.broadcast_to(x, (block,)) for x in made]
-        for ref, value in zip(outputs, _evaluate(_MULTIPLY_ADD[interpret], pairs, units), strict=True):
-            triton.store(ref, value, mask=inside)
 
+        def write(ref, channel, value):
+            triton.store(ref.at[channel, parameters], jnp.broadcast_to(value, (block,)), mask=inside)
+
+        sources, new = rule.look(*reads(source_refs, parameters, inside))
+        # Before the network, which needs the registers.
+        places = [(ref, channel) for ref in refs[: len(kept)] for channel in range(ref.shape[0])]
+        for (ref, channel), value in zip(places, jax.tree.leaves(new), strict=True):
+            write(ref, channel, value)
+        units = [jnp.broadcast_to(x, (block,)) for x in rule.features(sources)]
+        pairs = list(zip(weight_refs[::2], weight_refs[1::2]))
+        outputs = _evaluate(_MULTIPLY_ADD[interpret], pairs, units)
+        for ref, value in zip(refs[len(kept) :], jax.tree.leaves(rule.finish(outputs, sources)), strict=True):
+            write(ref, 0, value)
+
+    written = [
+        *reads.arrays[: len(kept)],
+        *[jax.ShapeDtypeStruct((1, math.prod(shape)), jnp.float32)] * count,
+    ]
     out = pl.pallas_call(
         kernel,
-        out_shape=[jax.ShapeDtypeStruct((math.prod(shape),), jnp.float32)] * widths[-1],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in written],
         grid=(pl.cdiv(math.prod(shape), block),),
         in_specs=[_whole(x) for x in (*weights, *reads.arrays)],
-        out_specs=[pl.BlockSpec((block,), lambda i: (i,))] * widths[-1],
+        out_specs=[_whole(x) for x in written],
+        # A program reads its own parameters before it writes them, and nobody else's.
+        input_output_aliases={len(weights) + i: i for i in range(len(kept))},
         compiler_params=triton.CompilerParams(num_warps=WARPS),
         interpret=interpret,
-        name="per_parameter_network",
+        name="per_parameter_step",
     )(*weights, *reads.arrays)
-    return [x.reshape(shape) for x in out]
+    new = [x.reshape(old.shape) for x, old in zip(out, kept)]
+    made = [x.reshape(shape) for x in out[len(kept) :]]
+    return jax.tree.unflatten(results_structure, made), jax.tree.unflatten(kept_structure, new)
 
 
 def mean_squares(
-    features: Features, shape: tuple[int, ...], sources: PyTree, *, interpret: bool = False
+    rule: Rule, shape: tuple[int, ...], stored: PyTree, given: PyTree, *, interpret: bool = False
 ) -> Float[Array, " features"]:
-    """The mean square of each feature over the tensor; arguments as for `network`."""
-    reads = _Reads(sources, shape)
+    """The mean square of each feature over the tensor; arguments as for `step`."""
+    reads = _Reads((stored, given), shape)
     size = math.prod(shape)
     steps = min(SUM_BLOCKS, pl.cdiv(size, SUM_BLOCK))
     programs = pl.cdiv(size, SUM_BLOCK * steps)
+
+    def features(both):
+        return rule.features(rule.look(*both)[0])
+
     count = len(jax.eval_shape(features, reads.channels()))
 
     def kernel(*refs):
@@ -184,12 +231,15 @@ class _Reads:
           inside: which of them there are.
         """
         place = functools.cache(functools.partial(_place, parameters, self._shape))
+
+        def load(ref, channel, lengths):
+            if math.prod(lengths) == 1:
+                return jnp.broadcast_to(ref[channel, 0], parameters.shape)
+            return triton.load(ref.at[channel, place(lengths)], mask=inside, other=0.0)
+
         return self._arranged(
             [
-                tuple(
-                    triton.load(ref.at[channel, place(lengths)], mask=inside, other=0.0)
-                    for channel in range(count)
-                )
+                tuple(load(ref, channel, lengths) for channel in range(count))
                 for ref, lengths, count in zip(refs, self._lengths, self._counts, strict=True)
             ]
         )

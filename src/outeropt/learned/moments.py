@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from outeropt.learned.features import Factored, accumulate, learned_decays, product
+from outeropt.learned.features import (
+    Factored,
+    as_channels,
+    average,
+    channelwise,
+    learned_decays,
+    product,
+)
 
 
 # Where the learned decays start.
@@ -24,6 +31,11 @@ class Decays(eqx.Module):
     momentum: Float[Array, " 3"] = eqx.field(default_factory=lambda: jnp.zeros(3, jnp.float32))
     rms: Float[Array, " 1"] = eqx.field(default_factory=lambda: jnp.zeros(1, jnp.float32))
     factored: Float[Array, " 3"] = eqx.field(default_factory=lambda: jnp.zeros(3, jnp.float32))
+
+    def of_averages(self, rank: int) -> "Averages":
+        """The decays, `[channels]` with an axis of length 1 for each of a tensor's `rank` axes."""
+        momentum, rms = learned_decays(MOMENTUM, self.momentum), learned_decays(RMS, self.rms)
+        return Averages(as_channels(momentum, rank), as_channels(rms, rank))
 
 
 class Moments(eqx.Module):
@@ -45,23 +57,42 @@ class Moments(eqx.Module):
         momentum, rms = (jnp.zeros((len(decays), *shape), jnp.float32) for decays in (MOMENTUM, RMS))
         return cls(momentum, rms, Factored.zeros(len(FACTORED), shape))
 
+    @property
+    def averages(self) -> "Averages":
+        """The accumulators that look at each parameter by itself."""
+        return Averages(self.momentum, self.rms)
+
     def updated(self, decays: Decays, grad: Float[Array, "*shape"]) -> "Moments":
         """With one more gradient."""
-        return Moments(
-            accumulate(learned_decays(MOMENTUM, decays.momentum), self.momentum, grad),
-            accumulate(learned_decays(RMS, decays.rms), self.rms, jnp.square(grad)),
-            self.factored.updated(learned_decays(FACTORED, decays.factored), grad),
-        )
+        averages = averaged(self.averages, decays.of_averages(grad.ndim), grad[None])
+        return Moments(*averages, self.factored_updated(decays, grad))
+
+    def factored_updated(self, decays: Decays, grad: Float[Array, "*shape"]) -> Factored:
+        """The factored accumulators with one more gradient."""
+        return self.factored.updated(learned_decays(FACTORED, decays.factored), grad)
 
     def sources(self, grad: Float[Array, "*shape"], params: Float[Array, "*shape"]) -> "Sources":
         """What the features are made of; the moments must have taken in `grad` already."""
-        row, col = self.factored.spread(grad.shape)
-        row_factor, col_factor = self.factored.factors(grad.shape)
-        # Below rank 2 the momenta are divided by sqrt(v + 1e-6), the gradient by sqrt(v + 1e-9).
-        damped = jax.lax.rsqrt(row + 1e-6) if grad.ndim < 2 else row_factor
-        return Sources(
-            grad[None], params[None], self.momentum, self.rms, row, col, row_factor, col_factor, damped
-        )
+        return _joined(self.averages, beside(self.factored, grad, params))
+
+
+class Averages(NamedTuple):
+    """Averages of the gradient and of its square, or their decays: arrays or tuples of channels."""
+
+    momentum: Array
+    rms: Array
+
+
+class Beside(NamedTuple):
+    """The sources other than averages, as in `Sources`."""
+
+    grad: Array
+    params: Array
+    row: Array
+    col: Array
+    row_factor: Array
+    col_factor: Array
+    momentum_factor: Array
 
 
 class Sources(NamedTuple):
@@ -79,6 +110,32 @@ class Sources(NamedTuple):
     row_factor: Array
     col_factor: Array
     momentum_factor: Array
+
+
+def beside(factored: Factored, grad: Float[Array, "*shape"], params: Float[Array, "*shape"]) -> Beside:
+    """The sources other than averages; the factored accumulators must have taken in `grad` already."""
+    row, col = factored.spread(grad.shape)
+    row_factor, col_factor = factored.factors(grad.shape)
+    # Below rank 2 the momenta are divided by sqrt(v + 1e-6), the gradient by sqrt(v + 1e-9).
+    damped = jax.lax.rsqrt(row + 1e-6) if grad.ndim < 2 else row_factor
+    return Beside(grad[None], params[None], row, col, row_factor, col_factor, damped)
+
+
+def averaged(old: Averages, decays: Averages, grad: Array) -> Averages:
+    """The averages with one more gradient `[1, *shape]`."""
+    square = channelwise(jnp.square, grad)
+    return Averages(average(decays.momentum, old.momentum, grad), average(decays.rms, old.rms, square))
+
+
+def look(old: Averages, given: tuple[Averages, Beside]) -> tuple[Sources, Averages]:
+    """What the features are made of, and the next averages, from the last ones, their decays and the rest."""
+    decays, rest = given
+    new = averaged(old, decays, rest.grad)
+    return _joined(new, rest), new
+
+
+def _joined(averages: Averages, rest: Beside) -> Sources:
+    return Sources(**averages._asdict(), **rest._asdict())
 
 
 def moment_features(sources: Sources) -> list[Array]:

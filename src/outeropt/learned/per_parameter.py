@@ -7,12 +7,13 @@ takes many times the tensor's memory, and most of the time. So
 * narrow networks are written as sums of products, which XLA fuses with the features into one loop; there a
   feature that is constant along an axis (an average over rows) meets its weights before it is spread out;
 * wide networks are matrix products over blocks of parameters that stay in the cache;
-* on a GPU, kernels make the features in registers and evaluate the network there (`fused`).
+* on a GPU, kernels make the features in registers and evaluate the network there (`fused`), and, where an
+  optimizer tells them as a `Rule`, the next moments and the update as well.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -21,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from outeropt.learned import fused
+from outeropt.learned.fused import Features, Rule
 
 
 # Up to this width one fused loop is faster than matrix products, and compiles in the same time.
@@ -46,9 +48,6 @@ class Affine(Protocol):
     def bias(self) -> Array: ...
 
 
-Features = Callable[[PyTree], Sequence[Array]]
-
-
 def per_parameter(
     layers: Sequence[Affine],
     features: Features,
@@ -70,23 +69,57 @@ def per_parameter(
     Returns:
       The outputs of the network, one array for each.
     """
+    return per_parameter_step(layers, outputs_of(features), (), sources, shape, shared)[0]
+
+
+def outputs_of(features: Features) -> Rule:
+    """The rule that stores nothing and leaves the network's outputs as they are."""
+    return Rule(lambda _, sources: (sources, ()), features, lambda outputs, _: list(outputs))
+
+
+def per_parameter_step(
+    layers: Sequence[Affine],
+    rule: Rule,
+    stored: PyTree,
+    given: PyTree,
+    shape: tuple[int, ...],
+    shared: Float[Array, " shared"] | None = None,
+) -> tuple[PyTree, PyTree]:
+    """The same with what lies before and after the network, so that a GPU does all of it in one pass.
+
+    Args:
+      layers: as for `per_parameter`.
+      rule: what is stored next, the features, and what becomes of the outputs.
+      stored: arrays `shape` or `[channels, *shape]`.
+      given: arrays such as the sources of `per_parameter`.
+      shape: as for `per_parameter`.
+      shared: as for `per_parameter`.
+
+    Returns:
+      What the rule makes of the outputs, and what is to be stored in the place of `stored`.
+    """
     if jax.default_backend() == "gpu" and fused.covers(shape):  # Elsewhere kernels are not even traced.
-        return _by_kernels(layers, features, sources, shape, shared)
-    made = features(sources)
-    return _outputs(_scaled(layers, mean_squares(made), shared), features, sources, shape, made)
+        return _by_kernels(layers, rule, stored, given, shape, shared)
+    sources, stored = rule.look(stored, given)
+    made = rule.features(sources)
+    outputs = _outputs(_scaled(layers, mean_squares(made), shared), rule.features, sources, shape, made)
+    return rule.finish(outputs, sources), stored
 
 
-def _by_kernels(layers, features, sources, shape, shared) -> list[Array]:
+def _by_kernels(layers, rule, stored, given, shape, shared) -> tuple[PyTree, PyTree]:
     """The same with `fused`, if the device that a program is compiled for turns out to be a GPU."""
-    squares = fused.on_gpu(
-        functools.partial(fused.mean_squares, features, shape),
-        lambda sources: mean_squares(features(sources)),
-    )
-    outputs = fused.on_gpu(
-        functools.partial(fused.network, features, shape),
-        lambda layers, sources: _outputs(layers, features, sources, shape, features(sources)),
-    )
-    return outputs(_scaled(layers, squares(sources), shared), sources)
+
+    def squares(stored, given):
+        return mean_squares(rule.features(rule.look(stored, given)[0]))
+
+    def step(layers, stored, given):
+        sources, stored = rule.look(stored, given)
+        outputs = _outputs(layers, rule.features, sources, shape, rule.features(sources))
+        return rule.finish(outputs, sources), stored
+
+    squares = fused.on_gpu(functools.partial(fused.mean_squares, rule, shape), squares)
+    step = fused.on_gpu(functools.partial(fused.step, rule, shape), step)
+    return step(_scaled(layers, squares(stored, given), shared), stored, given)
 
 
 def _scaled(

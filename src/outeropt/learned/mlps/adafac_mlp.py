@@ -1,18 +1,19 @@
 """AdafacMLP, also called small_fc: a per-parameter MLP on momenta and Adafactor's second moments."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from outeropt.learned import tensorwise
 from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.features import TIME_SCALES, tanh_embedding
-from outeropt.learned.moments import FEATURES, Decays, Moments, moment_features
+from outeropt.learned.moments import FEATURES, Decays, Moments, Sources, beside, look, moment_features
 from outeropt.learned.networks import MLP, check_sizes
-from outeropt.learned.per_parameter import per_parameter
+from outeropt.learned.per_parameter import Rule, per_parameter_step
 from outeropt.learned.tensorwise import State
 
 
@@ -80,15 +81,24 @@ class AdafacMLP(LearnedOptimizer):
         """One step; uses nothing of the context."""
         del context
         time = tanh_embedding(state.step)
-        scale = self.step_mult * tensorwise.scheduled(self.schedule, state)
+        scale = tensorwise.scheduled(self.schedule, state)
+        rule = Rule(look, moment_features, self._finish)
 
         def move(grad, param, moments):
-            moments = moments.updated(self.decays, grad)
-            sources = moments.sources(grad, param)
-            direction, magnitude = per_parameter(self.net.layers, moment_features, sources, param.shape, time)
-            return -scale * direction * jnp.exp(self.exp_mult * magnitude), moments
+            factored = moments.factored_updated(self.decays, grad)
+            given = self.decays.of_averages(grad.ndim), beside(factored, grad, param)
+            update, averages = per_parameter_step(
+                self.net.layers, rule, moments.averages, given, param.shape, time
+            )
+            return scale * update, Moments(averages.momentum, averages.rms, factored)
 
         return tensorwise.advance(move, grads, state, params)
+
+    def _finish(self, outputs: Sequence[Array], sources: Sources) -> Array:
+        """The update from the network's outputs."""
+        del sources
+        direction, magnitude = outputs
+        return -self.step_mult * direction * jnp.exp(self.exp_mult * magnitude)
 
 
 def checkpoint_names(hidden_layers: int) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """MLPNominal: AdafacMLP's network beside a hand-designed step and a weight decay, which it may scale."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -13,9 +13,9 @@ from outeropt.learned import tensorwise
 from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.features import TIME_SCALES, tanh_embedding
 from outeropt.learned.mlps.adafac_mlp import checkpoint_names
-from outeropt.learned.moments import FEATURES, Decays, Moments, Sources, moment_features
+from outeropt.learned.moments import FEATURES, Decays, Moments, Sources, beside, look, moment_features
 from outeropt.learned.networks import MLP, check_sizes
-from outeropt.learned.per_parameter import per_parameter
+from outeropt.learned.per_parameter import Rule, per_parameter, per_parameter_step
 from outeropt.learned.tensorwise import State
 
 
@@ -167,17 +167,35 @@ class MLPNominal(LearnedOptimizer):
         del context
         time = tanh_embedding(state.step)
         scale = tensorwise.scheduled(self.schedule, state)
+        rule = Rule(look, moment_features, self._finish)
 
         def move(grad, param, moments):
-            moments = moments.updated(self.decays, grad)
-            sources = moments.sources(grad, param)
-            outputs = per_parameter(self.net.layers, moment_features, sources, param.shape, time)
-            return scale * self._combine(outputs, sources), moments
+            factored = moments.factored_updated(self.decays, grad)
+            given = self.decays.of_averages(grad.ndim), beside(factored, grad, param)
+            if self._needs_means:
+                sources, averages = look(moments.averages, given)
+                outputs = per_parameter(self.net.layers, moment_features, sources, param.shape, time)
+                update = self._finish(outputs, sources)
+            else:
+                update, averages = per_parameter_step(
+                    self.net.layers, rule, moments.averages, given, param.shape, time
+                )
+            return scale * update, Moments(averages.momentum, averages.rms, factored)
 
         return tensorwise.advance(move, grads, state, params)
 
-    def _combine(self, outputs: list[Float[Array, "*shape"]], sources: Sources) -> Float[Array, "*shape"]:
-        """The update of a tensor from the network's four outputs."""
+    @property
+    def _needs_means(self) -> bool:
+        """Whether a parameter's update depends on means over its tensor."""
+        return (
+            self.aggregate_magnitude
+            or self.aggregate_nom_magnitude
+            or self.aggregate_reg_magnitude
+            or self.selfnormalize_blackbox
+        )
+
+    def _finish(self, outputs: Sequence[Float[Array, "*shape"]], sources: Sources) -> Float[Array, "*shape"]:
+        """The update from the network's four outputs."""
         direction, magnitude, nominal, regularization = outputs
         step = self.step_mult * direction * _scale(self.exp_mult[0], magnitude, self.aggregate_magnitude)
         if self.normalize_blackbox:
@@ -185,16 +203,16 @@ class MLPNominal(LearnedOptimizer):
         if self.selfnormalize_blackbox:
             step = step * jnp.mean(sources.grad)
         if self.nominal_stepsize:
-            nominal = nominal if self.nominal_controller else jnp.float32(1)
+            nominal = nominal if self.nominal_controller else 1.0
             scale = _scale(self.exp_mult[1], nominal, self.aggregate_nom_magnitude)
             step = step + self.nominal_stepsize * scale * ESTIMATES[self.nominal_grad_estimator](sources)
         if self.weight_decay:
-            regularization = regularization if self.regularization_controller else jnp.float32(0)
+            regularization = regularization if self.regularization_controller else 0.0
             scale = _scale(self.exp_mult[2], regularization, self.aggregate_reg_magnitude)
             step = step + self.weight_decay * scale * sources.params[0]
         return -step
 
 
-def _scale(exp_mult: float, magnitude: Array, one_for_all: bool) -> Array:
+def _scale(exp_mult: float, magnitude: Array | float, one_for_all: bool) -> Array:
     """`exp(exp_mult magnitude)`, or of the magnitude's mean over the tensor."""
     return jnp.exp(exp_mult * (jnp.mean(magnitude) if one_for_all else magnitude))

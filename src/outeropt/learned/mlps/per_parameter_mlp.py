@@ -1,5 +1,6 @@
 """The per-parameter MLP, also called LOLv2: a network on the gradient and its averages over six horizons."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,9 +11,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from outeropt.learned import tensorwise
 from outeropt.learned.base import LearnedOptimizer
-from outeropt.learned.features import TIME_SCALES, tanh_embedding
+from outeropt.learned.features import TIME_SCALES, channelwise, tanh_embedding
 from outeropt.learned.networks import MLP, check_sizes
-from outeropt.learned.per_parameter import per_parameter
+from outeropt.learned.per_parameter import Rule, per_parameter_step
 from outeropt.learned.tensorwise import State
 
 
@@ -81,15 +82,19 @@ class PerParameterMLP(LearnedOptimizer):
         del context
         time = tanh_embedding(state.step)
 
+        rule = Rule(_look, momentum_features, self._finish)
+
         def move(grad, param, momentum):
-            momentum = _averaged(momentum, grad)
-            sources = Sources(grad[None], param[None], momentum)
-            direction, magnitude = per_parameter(
-                self.net.layers, momentum_features, sources, param.shape, time
-            )
-            return -self.step_mult * direction * jnp.exp(self.exp_mult * magnitude), momentum
+            given = _shares(grad.ndim), grad[None], param[None]
+            return per_parameter_step(self.net.layers, rule, momentum, given, param.shape, time)
 
         return tensorwise.advance(move, grads, state, params)
+
+    def _finish(self, outputs: Sequence[Array], sources: "Sources") -> Array:
+        """The update from the network's outputs."""
+        del sources
+        direction, magnitude = outputs
+        return -self.step_mult * direction * jnp.exp(self.exp_mult * magnitude)
 
 
 class Sources(NamedTuple):
@@ -105,8 +110,14 @@ def momentum_features(sources: Sources) -> list[Array]:
     return [group[i] for group in sources for i in range(len(group))]
 
 
-def _averaged(old: Float[Array, "6 *shape"], grad: Float[Array, "*shape"]) -> Float[Array, "6 *shape"]:
-    """The averages `d old + (1 - d) grad`."""
+def _look(momentum: Array, given: tuple[Array, Array, Array]) -> tuple[Sources, Array]:
+    """The sources and the next averages `d old + (1 - d) grad`, from the last ones."""
+    shares, grad, params = given
+    new = channelwise(lambda old, share, grad: old + share * (grad - old), momentum, shares, grad)
+    return Sources(grad, params, new), new
+
+
+def _shares(rank: int) -> Float[Array, "6 ..."]:
+    """`1 - d` for each average."""
     # Float32 arithmetic would put 1 - 0.9999 off by 3e-4 of itself, so the difference is taken before.
-    share = jnp.asarray(1.0 - np.asarray(DECAYS), jnp.float32).reshape(-1, *(1,) * grad.ndim)
-    return old + share * (grad[None] - old)
+    return jnp.asarray(1.0 - np.asarray(DECAYS), jnp.float32).reshape(-1, *(1,) * rank)
