@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 
 
@@ -37,13 +38,16 @@ def jit_once(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
+        if _is_tracing():
             return function(*args)
-        # Inside of another program, too, what depends on nothing traced is computed by a program of its own.
-        with jax.ensure_compile_time_eval():
-            return program(jax.default_backend())(*args)
+        return program(jax.default_backend())(*args)
 
     return call
+
+
+def _is_tracing() -> bool:
+    """Whether another program is being traced: then any operation gives a tracer."""
+    return isinstance(jnp.zeros(()), Tracer)
 
 
 def make_room(share: float = 0.5) -> None:
