@@ -5,11 +5,13 @@
 Measures in fresh processes without a cache of programs: the time from the start of the process to the end of
 the first outer step, this step alone (which compiles), and then the mean of 200 outer steps. The reference is
 learned_optimization at equal work (16 tasks, antithetic pairs), measured on two quiet cores: the first update
-alone takes 14.6 s (23.8 s of CPU), then 93 ms (138 ms of CPU) per outer step. The row `concatenated` is this library with the learned update written the
-way that the original writes it, with all 39 inputs of each parameter in one array.
+alone takes 14.6 s (23.8 s of CPU), then 93 ms (138 ms of CPU) per outer step. The row `concatenated` is this
+library with the learned update written the way that the original writes it, with all 39 inputs of each
+parameter in one array.
 """
 
 import argparse
+import math
 import subprocess
 import sys
 import time
@@ -74,7 +76,7 @@ def main() -> None:
     if given.measure:
         measure(given.measure == "concatenated")
         return
-    rows = {"learned_optimization": [float("nan")] * 2 + list(REFERENCE.values())}
+    rows = {"learned_optimization": [math.nan] * 2 + list(REFERENCE.values())}
     for name in ("ours", "concatenated"):
         call = [sys.executable, __file__, "--measure", name]
         told = subprocess.run(call, capture_output=True, text=True, check=True).stdout
