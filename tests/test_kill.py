@@ -24,7 +24,7 @@ WORDS = (
 # The same command in a process that gets a signal when some trials are stored and the next chunk is on its
 # way, with a checkpoint after every call of the compiled program.
 STRUCK = """
-import os, pathlib, sqlite3, sys
+import os, pathlib, signal, sqlite3, sys
 from outeropt._sweep import runner
 from outeropt.cli.main import main
 
@@ -38,6 +38,8 @@ def call(self, *arguments):
         os.kill(os.getpid(), {signal})
     return real(self, *arguments)
 
+# What a shell starts in the background is born deaf to interruptions.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 real, runner.Runner._call = runner.Runner._call, call
 runner._CALL_SECONDS, runner._CHECKPOINT_SECONDS = 1e9, 0.0
 sys.exit(main({words!r}))
