@@ -24,7 +24,7 @@ def for_loops(platform: str) -> dict[str, Any]:
 
 
 def jit_once(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
-    """`jax.jit` for what runs about once: on CPU it compiles in a third of the time, and is slow.
+    """`jax.jit` for what runs about once: on CPU it compiles in half the time, and is slow.
 
     Args:
       function: what is compiled; inside of another program it is a part of that.
