@@ -31,7 +31,7 @@ def measure(concatenated: bool) -> None:
     outeropt.use_all_cores(cache=False)
     from outeropt import tasks
     from outeropt.learned import AdafacMLP
-    from outeropt.learned.mlps import adafac_mlp
+    from outeropt.learned.mlps import moment_mlp
     from outeropt.metatraining import PES, MetaTraining, lengths
 
     def by_the_book(layers, rule, stored, given, shape, shared):
@@ -48,7 +48,7 @@ def measure(concatenated: bool) -> None:
         return rule.finish([x[..., i] for i in range(x.shape[-1])], sources), kept
 
     if concatenated:
-        adafac_mlp.per_parameter_step = by_the_book
+        moment_mlp.per_parameter_step = by_the_book
     run = MetaTraining(
         AdafacMLP(key=jax.random.key(0)),
         tasks.get("ImageMLP_FashionMnist8_Relu32"),

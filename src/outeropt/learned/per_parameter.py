@@ -183,8 +183,10 @@ def _by_shape(features: Sequence[Array]) -> dict[tuple[int, ...], list[int]]:
 
 @jax.custom_jvp
 def _narrow(layers: tuple[Layer, ...], features: tuple[Array, ...]) -> tuple[Array, ...]:
-    """The network as sums of products, a layer's units in one array: that is a third of the operations to trace
-    that units by themselves would be, and a little slower."""
+    """The network as sums of products, a layer's units in one array.
+
+    That is a third of the operations to trace that units by themselves would be, and a little slower.
+    """
     rank = features[0].ndim
 
     def column(values: Array) -> Array:

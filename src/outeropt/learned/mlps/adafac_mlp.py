@@ -1,7 +1,6 @@
 """AdafacMLP, also called small_fc: a per-parameter MLP on momenta and Adafactor's second moments."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,15 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from outeropt.learned import tensorwise
-from outeropt.learned.base import LearnedOptimizer
-from outeropt.learned.features import TIME_SCALES, tanh_embedding
-from outeropt.learned.moments import FEATURES, Decays, Moments, Sources, beside, look, moment_features
+from outeropt.learned.features import TIME_SCALES
+from outeropt.learned.mlps.moment_mlp import MomentMLP
+from outeropt.learned.moments import FEATURES, Decays, Sources
 from outeropt.learned.networks import MLP, check_sizes
-from outeropt.learned.per_parameter import Rule, per_parameter_step
-from outeropt.learned.tensorwise import State
 
 
-class AdafacMLP(LearnedOptimizer):
+class AdafacMLP(MomentMLP):
     """A small network moves each parameter by `-step_mult direction exp(exp_mult magnitude)`.
 
     Its inputs are 28 normalised features of the parameter (`moments.moment_features`) and 11 of the time; its
@@ -68,46 +65,11 @@ class AdafacMLP(LearnedOptimizer):
         self.schedule = tensorwise.known_schedule(schedule)
 
     @property
-    def published_names(self) -> dict[str, str]:
-        """Names in learned_optimization's checkpoints."""
-        return checkpoint_names(self.hidden_layers)
-
-    def init(self, params, *, num_steps=None, key=None) -> State:
-        """All accumulators zero."""
-        del key
-        return tensorwise.start(Moments.zeros, params, self.schedule, num_steps)
-
-    def update(self, grads, state: State, params, **context: Any):
-        """One step; uses nothing of the context."""
-        del context
-        time = tanh_embedding(state.step)
-        scale = tensorwise.scheduled(self.schedule, state)
-        rule = Rule(look, moment_features, self._finish)
-
-        def move(grad, param, moments):
-            factored = moments.factored_updated(self.decays, grad)
-            given = self.decays.of_averages(grad.ndim), beside(factored, grad, param)
-            update, averages = per_parameter_step(
-                self.net.layers, rule, moments.averages, given, param.shape, time
-            )
-            return scale * update, Moments(averages.momentum, averages.rms, factored)
-
-        return tensorwise.advance(move, grads, state, params)
+    def _needs_means(self) -> bool:
+        return False
 
     def _finish(self, outputs: Sequence[Array], sources: Sources) -> Array:
         """The update from the network's outputs."""
         del sources
         direction, magnitude = outputs
         return -self.step_mult * direction * jnp.exp(self.exp_mult * magnitude)
-
-
-def checkpoint_names(hidden_layers: int) -> dict[str, str]:
-    """Names of the leaves of a `net` and of `decays` in learned_optimization's checkpoints."""
-    names = {
-        "decays.momentum": "momentum_decays",
-        "decays.rms": "rms_decays",
-        "decays.factored": "adafactor_decays",
-    }
-    for i in range(hidden_layers + 1):
-        names |= {f"net.layers.{i}.weight": f"nn/~/w{i}", f"net.layers.{i}.bias": f"nn/~/b{i}"}
-    return names

@@ -1,7 +1,6 @@
 """MLPNominal: AdafacMLP's network beside a hand-designed step and a weight decay, which it may scale."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,13 +9,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from outeropt.errors import ConfigError
 from outeropt.learned import tensorwise
-from outeropt.learned.base import LearnedOptimizer
-from outeropt.learned.features import TIME_SCALES, tanh_embedding
-from outeropt.learned.mlps.adafac_mlp import checkpoint_names
-from outeropt.learned.moments import FEATURES, Decays, Moments, Sources, beside, look, moment_features
+from outeropt.learned.features import TIME_SCALES
+from outeropt.learned.mlps.moment_mlp import MomentMLP
+from outeropt.learned.moments import FEATURES, Decays, Sources
 from outeropt.learned.networks import MLP, check_sizes
-from outeropt.learned.per_parameter import Rule, per_parameter, per_parameter_step
-from outeropt.learned.tensorwise import State
 
 
 def _mean_momentum(sources: Sources) -> Float[Array, "*shape"]:
@@ -39,7 +35,7 @@ ESTIMATES: dict[str, Callable[[Sources], Array]] = {
 }
 
 
-class MLPNominal(LearnedOptimizer):
+class MLPNominal(MomentMLP):
     """A network's step, a nominal step and a weight decay, added up.
 
         update = -step_mult direction exp(exp_mult[0] magnitude)
@@ -151,38 +147,6 @@ class MLPNominal(LearnedOptimizer):
         self.normalize_blackbox = normalize_blackbox
         self.selfnormalize_blackbox = selfnormalize_blackbox
         self.schedule = tensorwise.known_schedule(schedule)
-
-    @property
-    def published_names(self) -> dict[str, str]:
-        """Names in learned_optimization's checkpoints."""
-        return checkpoint_names(self.hidden_layers)
-
-    def init(self, params, *, num_steps=None, key=None) -> State:
-        """All accumulators zero."""
-        del key
-        return tensorwise.start(Moments.zeros, params, self.schedule, num_steps)
-
-    def update(self, grads, state: State, params, **context: Any):
-        """One step; uses nothing of the context."""
-        del context
-        time = tanh_embedding(state.step)
-        scale = tensorwise.scheduled(self.schedule, state)
-        rule = Rule(look, moment_features, self._finish)
-
-        def move(grad, param, moments):
-            factored = moments.factored_updated(self.decays, grad)
-            given = self.decays.of_averages(grad.ndim), beside(factored, grad, param)
-            if self._needs_means:
-                sources, averages = look(moments.averages, given)
-                outputs = per_parameter(self.net.layers, moment_features, sources, param.shape, time)
-                update = self._finish(outputs, sources)
-            else:
-                update, averages = per_parameter_step(
-                    self.net.layers, rule, moments.averages, given, param.shape, time
-                )
-            return scale * update, Moments(averages.momentum, averages.rms, factored)
-
-        return tensorwise.advance(move, grads, state, params)
 
     @property
     def _needs_means(self) -> bool:
