@@ -17,8 +17,9 @@ from outeropt.learned.tensorwise import State
 
 
 class MomentMLP(LearnedOptimizer):
-    """A network on the 28 features of `moments.moment_features` and on the time. Subclasses make a step of what
-    it puts out.
+    """A network on the 28 features of `moments.moment_features` and on the time.
+
+    Subclasses make a step of what it puts out.
 
     Attributes:
       net: the network.
