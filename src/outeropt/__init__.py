@@ -7,9 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 
-_ROOMS = ("bench", "data", "learned", "metatraining", "optimizers", "tasks")
-# Rooms above `optimizers` that add names of their own to it: `learned:small_fc`.
-_SOURCES = ("learned",)
+_ROOMS = ("bench", "data", "learned", "metatraining", "optimizers", "selftuning", "tasks")
+# Rooms above `optimizers` that add names of their own to it: `learned:small_fc`, `metaopt`.
+_SOURCES = ("learned", "selftuning")
 _NAMES = {
     "Optimizer": "outeropt.optimizer",
     "Task": "outeropt.task",
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from outeropt import learned as learned
     from outeropt import metatraining as metatraining
     from outeropt import optimizers as optimizers
+    from outeropt import selftuning as selftuning
     from outeropt import tasks as tasks
     from outeropt._sweep import (
         Settings as Settings,

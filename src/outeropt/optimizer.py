@@ -53,9 +53,9 @@ class Optimizer(eqx.Module):
           state: what `init` or the previous `update` returned.
           params: current parameters.
           **context: what the inner loop offers; ignore what is not needed. `value` (training loss at
-            `params`), `grad` (as `grads`), `value_fn` (`params -> loss` on this minibatch), `valid_fn`
-            (`params -> loss` on a validation minibatch), `key` (randomness for this step), `step` (inner
-            step, from 0).
+            `params`), `grad` (as `grads`), `value_fn` (`params -> loss` on this minibatch), `value_at`
+            (`(params, step) -> loss` on the minibatch of an earlier step), `valid_fn` (`params -> loss` on a
+            validation minibatch), `key` (randomness for this step), `step` (inner step, from 0).
 
         Returns:
           Updates to be ADDED to the parameters, and the next state.
@@ -65,6 +65,38 @@ class Optimizer(eqx.Module):
         """The point to evaluate at, for optimizers whose answer is not the training point (averages)."""
         del state
         return params
+
+    def restart(
+        self,
+        state: OptState,
+        params: Params,
+        *,
+        num_steps: int | Array | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> OptState:
+        """The state before another episode, which starts anew from `params`.
+
+        An optimizer that learns about training while it trains keeps what it learned; the rest of its state
+        is as `init` makes it, and so is all of it by default.
+        """
+        del state
+        return self.init(params, num_steps=num_steps, key=key)
+
+    def after(self, state: OptState) -> "Optimizer":
+        """This optimizer with what it learned in a run in place of the leaves that it started from.
+
+        Its next run begins where that one ended, on the same task or another. By default itself.
+        """
+        del state
+        return self
+
+    def diagnostics(self, state: OptState) -> dict[str, Array]:
+        """Scalars worth watching, by name: the learning rate of the moment, a controller's coefficients.
+
+        Evaluations log them as `optimizer/NAME`. Their names do not change from step to step.
+        """
+        del state
+        return {}
 
     @property
     def spaces(self) -> dict[str, Space]:

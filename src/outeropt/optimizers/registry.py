@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from outeropt.errors import ConfigError, UnknownName, unknown_name
 from outeropt.optimizer import Optimizer
 from outeropt.optimizers.contrib_table import CONTRIB
 from outeropt.optimizers.entry import Entry, Paper, check
-from outeropt.optimizers.own_table import OWN, PREFIXES, aliases
+from outeropt.optimizers.own_table import OWN, PREFIXES, Prefix, aliases
 from outeropt.optimizers.table import OPTAX
 from outeropt.space import Space
 
@@ -44,6 +44,12 @@ def add_source(word: str, source: Source) -> None:
     _SOURCES[word] = source
 
 
+def register(entries: Mapping[str, Entry], prefixes: Mapping[str, Prefix]) -> None:
+    """Adds names and wrappers that a room on a higher floor brings."""
+    TABLE.update(entries)
+    PREFIXES.update(prefixes)
+
+
 def sources() -> dict[str, Source]:
     """All sources by their words, after the rooms that bring them are loaded."""
     outeropt._load_sources()
@@ -70,6 +76,7 @@ def names(pattern: str | None = None, tuning_free: bool | None = None) -> list[s
 
 def prefixes() -> dict[str, str]:
     """What a name may begin with (`clip:adam`), and what that does."""
+    outeropt._load_sources()
     return {name: prefix.summary for name, prefix in PREFIXES.items()}
 
 
@@ -92,6 +99,8 @@ def get(name: str, **hyperparameters: Any) -> Optimizer:
     """
     if ":" in name:
         return _wrapped(name, hyperparameters)
+    if name not in TABLE:
+        outeropt._load_sources()
     if name in TABLE:
         return TABLE[name].build(name, hyperparameters)
     if name in aliases():
@@ -102,6 +111,8 @@ def get(name: str, **hyperparameters: Any) -> Optimizer:
 
 def _wrapped(name: str, hyperparameters: dict[str, Any]) -> Optimizer:
     first, rest = name.split(":", 1)
+    if first not in PREFIXES:
+        outeropt._load_sources()
     if first not in PREFIXES and first in sources():
         if hyperparameters:
             raise ConfigError(

@@ -52,8 +52,7 @@ def inner_step(
     Returns:
       The next state, and the training loss at the parameters before the update.
     """
-    step_key = jax.random.fold_in(jax.random.fold_in(key, _STEPS), step)
-    batch_key, loss_key, valid_key, update_key = jax.random.split(step_key, 4)
+    batch_key, loss_key, valid_key, update_key = _step_keys(key, step)
     batch = task.batch("train", batch_key)
 
     def loss_fn(params):
@@ -61,6 +60,11 @@ def inner_step(
 
     def value_fn(params):
         return loss_fn(params)[0]
+
+    def value_at(params, earlier):
+        # A batch is a function of its key: what an earlier step saw need not be kept.
+        batch_key, loss_key, _, _ = _step_keys(key, earlier)
+        return task.loss(params, state.model, task.batch("train", batch_key), loss_key)[0]
 
     def valid_fn(params):
         return task.loss(params, state.model, task.batch("valid", valid_key), None)[0]
@@ -73,6 +77,7 @@ def inner_step(
         value=loss,
         grad=grads,
         value_fn=value_fn,
+        value_at=value_at,
         valid_fn=valid_fn,
         key=update_key,
         step=step,
@@ -81,6 +86,11 @@ def inner_step(
     bad = ~jnp.isfinite(loss) & (state.diverged_at < 0)
     diverged_at = jnp.where(bad, jnp.asarray(step, jnp.int32), state.diverged_at)
     return TrainState(params, model, opt, diverged_at), loss
+
+
+def _step_keys(key: PRNGKeyArray, step: int | Array) -> PRNGKeyArray:
+    """Keys of one step: its batch, its loss, its validation batch, its update."""
+    return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, _STEPS), step), 4)
 
 
 def unroll(
@@ -111,7 +121,8 @@ def evaluate(
     """Loss and metrics on `batches` fresh batches of each split, at the optimizer's evaluation point.
 
     Returns:
-      Means by name: `train/loss`, `valid/loss`, `test/loss` and the task's metrics (`test/accuracy`).
+      Means by name: `train/loss`, `valid/loss`, `test/loss` and the task's metrics (`test/accuracy`); the
+      optimizer's own diagnostics as `optimizer/NAME`.
     """
     params = optimizer.eval_params(state.opt, state.params)
     step_key = jax.random.fold_in(jax.random.fold_in(key, _EVALUATION), step)
@@ -132,9 +143,11 @@ def evaluate(
         0, batches, lambda index, sums: jax.tree.map(jnp.add, sums, on_splits(index)), zeros
     )
     count = jnp.asarray(batches, jnp.float32)
-    return {
+    means = {
         f"{split}/{name}": value[i] / count for i, split in enumerate(SPLITS) for name, value in sums.items()
     }
+    own = optimizer.diagnostics(state.opt)
+    return means | {f"optimizer/{name}": value.astype(jnp.float32) for name, value in own.items()}
 
 
 def window(

@@ -5,7 +5,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from outeropt.optimizer import Optimizer, OptState, Params
 from outeropt.space import Space
@@ -29,6 +29,24 @@ class Wrapper(Optimizer):
 
     def eval_params(self, state: OptState, params: Params) -> Params:
         return self.inner.eval_params(self.inner_state(state), params)
+
+    def restart(
+        self,
+        state: OptState,
+        params: Params,
+        *,
+        num_steps: int | Array | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> OptState:
+        fresh = self.init(params, num_steps=num_steps, key=key)
+        inner = self.inner.restart(self.inner_state(state), params, num_steps=num_steps, key=key)
+        return inner if self.inner_state(fresh) is fresh else fresh._replace(inner=inner)
+
+    def after(self, state: OptState) -> Optimizer:
+        return eqx.tree_at(lambda wrapper: wrapper.inner, self, self.inner.after(self.inner_state(state)))
+
+    def diagnostics(self, state: OptState) -> dict[str, Array]:
+        return self.inner.diagnostics(self.inner_state(state))
 
     @property
     def spaces(self) -> dict[str, Space]:

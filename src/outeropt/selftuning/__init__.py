@@ -1,0 +1,1 @@
+"""Optimizers that tune an optimizer inside while they train: control, hypergradients."""
