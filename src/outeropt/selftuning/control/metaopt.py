@@ -1,0 +1,315 @@
+"""The nonstochastic-control meta-optimizer."""
+
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from outeropt import tree
+from outeropt.errors import ConfigError, OuteroptError, unknown_name
+from outeropt.optimizer import Optimizer, OptState, Params
+from outeropt.optimizers import registry, spaces
+from outeropt.optimizers.schedules import number
+from outeropt.optimizers.wrappers.base import prefixed
+from outeropt.selftuning.control.controllers import CONTROLLERS, Controller
+from outeropt.selftuning.control.disturbances import Disturbance, as_disturbance
+from outeropt.selftuning.control.history import History
+from outeropt.selftuning.control.rollouts import Dynamics, Estimator, Past, end
+from outeropt.space import Space
+
+
+ESTIMATORS = ("gaps", "fake", "cf1", "cf")
+
+
+class MetaOptState(NamedTuple):
+    """State of `MetaOpt`.
+
+    Attributes:
+      coefficients: the controller's coefficients `M`.
+      meta: state of the meta-optimizer.
+      base: state of the base optimizer.
+      disturbance: state of the disturbance.
+      history: the disturbances of the last steps.
+      past: what rollouts need beside them; None where there are none.
+      cost: the loss that the last gradient with respect to `M` was taken of; diagnostic.
+    """
+
+    coefficients: PyTree
+    meta: OptState
+    base: OptState
+    disturbance: PyTree
+    history: History
+    past: Past | None
+    cost: Float[Array, ""]
+
+
+def _optional(value: Any) -> Array | None:
+    return None if value is None else number(value)
+
+
+class MetaOpt(Optimizer):
+    """A base optimizer, and a controller that learns to mix the last disturbances into its step.
+
+    With `w_t` the disturbance of the gradient at `x_t` (the gradient itself, clipped, Adam's direction, or
+    any optimizer's) and `M` the coefficients of the controller, step `t` is
+
+        G = d f_t / d M            by one of four estimators
+        M = meta-optimizer's step on M with gradient G          (from the second step of a run on)
+        x_{t+1} = (1 - weight_decay) x_t + base(w_t) + sum_{i < memory} M_i w_{t-i}
+
+    so that one optimizer contains every learning rate, momentum and other filter of past gradients, and `M`
+    descends on the very loss of the training (disturbance-action control; Chen and Hazan, "Online Control
+    for Meta-optimization", 2023, arXiv 2301.07902). With `M = 0`, where it starts, it is the base optimizer.
+
+    | estimator | gradient of | gradients of the loss beyond training's | needs |
+    |---|---|---|---|
+    | `"gaps"` | the real trajectory, by the last `horizon` steps | none | |
+    | `"fake"` | the end of a rollout with recorded disturbances | 1 | `value_fn` |
+    | `"cf1"` | the end of a rollout with fresh gradients, constants | horizon + 1 | `value_fn`, `value_at` |
+    | `"cf"` | the same, differentiated through them too | horizon + 1 and as many Hessian products | same |
+
+    Without `value_at`, the loss of earlier steps, rollouts take the loss of this one's minibatch throughout.
+    A gradient that is not finite leaves everything as it was; a `G` that is not finite leaves `M`.
+
+    Attributes:
+      base: any optimizer; it is given `w_t` in place of the gradient.
+      meta: any optimizer, of `M`. Its own wrappers are the guards: `clip_norm:adam` bounds `G`,
+        `inverse_sqrt:adam` lets learning fade, and `averaged:adam` plays an average of `M`.
+      disturbance: `"raw"`, `"clip"`, `"adam"`, a `Disturbance`, or an optimizer with a learning rate of 1.
+      weight_decay: part of the parameters that a step takes away, not multiplied by a learning rate.
+      coefficients: where `M` starts; None for zeros. `with_controller` fills it from a file.
+      radius: bound on the norm of `M_0`; None for no bound. `M_i` is bounded by
+        `radius * (1 - radius_decay)^i`, by projection after each step.
+      radius_decay: in [0, 1).
+      memory: number of coefficients.
+      horizon: length of rollouts, or number of past steps that count in `"gaps"`.
+      controller: `"scalar"` (a coefficient is one number), `"per_tensor"` (one for each tensor), `"diagonal"`
+        (one for each parameter) or `"full"` (a matrix).
+      estimator: of `G`, from the table.
+      play: `"real"`, or `"rollout"` to go on from the rollout's end instead of `x_t` (the original's
+        non-counterfactual play); not for `"gaps"`, which has no rollout.
+      learn_from: first step of a run that learns, at least 1.
+      frozen: whether `M` stays as it is; then only `memory` disturbances are kept.
+      history_dtype: type of the kept disturbances and parameters, such as `"bfloat16"`; None for their own.
+
+    Raises:
+      ConfigError: a setting that is not allowed.
+      UnknownName: no such controller, estimator or disturbance.
+    """
+
+    base: Optimizer
+    meta: Optimizer
+    disturbance: Disturbance = eqx.field(converter=as_disturbance)
+    weight_decay: Float[Array, ""] = eqx.field(converter=number)
+    coefficients: PyTree
+    radius: Float[Array, ""] | None = eqx.field(converter=_optional)
+    radius_decay: Float[Array, ""] | None = eqx.field(converter=_optional)
+    memory: int = eqx.field(static=True)
+    horizon: int = eqx.field(static=True)
+    controller: str = eqx.field(static=True)
+    estimator: Estimator = eqx.field(static=True)
+    play: Literal["real", "rollout"] = eqx.field(static=True)
+    learn_from: int = eqx.field(static=True)
+    frozen: bool = eqx.field(static=True)
+    history_dtype: str | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: Optimizer | None = None,
+        meta: Optimizer | None = None,
+        disturbance: str | Disturbance | Optimizer = "raw",
+        weight_decay: float | Array = 0.0,
+        coefficients: PyTree = None,
+        radius: float | Array | None = None,
+        radius_decay: float | Array | None = None,
+        memory: int = 4,
+        horizon: int = 1,
+        controller: str = "scalar",
+        estimator: Estimator = "gaps",
+        play: Literal["real", "rollout"] = "real",
+        learn_from: int = 1,
+        frozen: bool = False,
+        history_dtype: str | None = None,
+    ):
+        self.base = registry.get("sgd", learning_rate=0.01) if base is None else base
+        self.meta = registry.get("adam", learning_rate=1e-3) if meta is None else meta
+        self.disturbance = disturbance  # pyright: ignore[reportAttributeAccessIssue]
+        self.weight_decay = weight_decay  # pyright: ignore[reportAttributeAccessIssue]
+        self.coefficients = coefficients
+        self.radius = radius  # pyright: ignore[reportAttributeAccessIssue]
+        decay = 0.0 if radius is not None and radius_decay is None else radius_decay
+        self.radius_decay = decay  # pyright: ignore[reportAttributeAccessIssue]
+        self.memory, self.horizon, self.learn_from = memory, horizon, learn_from
+        self.controller, self.estimator, self.play = controller, estimator, play
+        self.frozen, self.history_dtype = frozen, history_dtype
+
+    def __check_init__(self):
+        if self.controller not in CONTROLLERS:
+            raise unknown_name("controller", self.controller, CONTROLLERS, see=", ".join(CONTROLLERS))
+        if self.estimator not in ESTIMATORS:
+            raise unknown_name("estimator", self.estimator, ESTIMATORS, see=", ".join(ESTIMATORS))
+        if self.play not in ("real", "rollout"):
+            raise unknown_name("play", self.play, ("real", "rollout"), see="real, rollout")
+        if self.play == "rollout" and not self._rolls:
+            raise ConfigError(
+                'play = "rollout" goes on from the end of a rollout, which '
+                f"{'a frozen controller' if self.frozen else 'estimator gaps'} does not make; "
+                "give estimator fake, cf1 or cf."
+            )
+        if self.radius is None and self.radius_decay is not None:
+            raise ConfigError("radius_decay shrinks a radius that is not given; give radius too.")
+        for name, least in (("memory", 1), ("horizon", 1), ("learn_from", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} = {getattr(self, name)} is not allowed; give at least {least}.")
+
+    def init(
+        self, params: Params, *, num_steps: int | Array | None = None, key: PRNGKeyArray | None = None
+    ) -> OptState:
+        zeros = self._controller.zeros(params)
+        start = zeros if self.coefficients is None else self._started(zeros)
+        # The meta-optimizer is told no length: its run is all episodes together.
+        meta = () if self.frozen else self.meta.init(start, key=key)
+        return self._episode(start, meta, params, num_steps, key)
+
+    def restart(
+        self,
+        state: MetaOptState,
+        params: Params,
+        *,
+        num_steps: int | Array | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> OptState:
+        return self._episode(state.coefficients, state.meta, params, num_steps, key)
+
+    def _episode(self, coefficients, meta, params, num_steps, key) -> MetaOptState:
+        base = self.base.init(params, num_steps=num_steps, key=key)
+        own = self.disturbance.init(params)
+        length = self.memory if self.frozen else self.memory + self.horizon - 1
+        past = None
+        if self._rolls:
+            past = Past(
+                History.empty(params, self.horizon, self.history_dtype),
+                History.empty(base, self.horizon),
+                None if self.estimator == "fake" else History.empty(own, self.horizon),
+            )
+        history = History.empty(params, length, self.history_dtype)
+        return MetaOptState(coefficients, meta, base, own, history, past, jnp.zeros((), jnp.float32))
+
+    def update(
+        self, grads: Params, state: MetaOptState, params: Params, **context: Any
+    ) -> tuple[Params, OptState]:
+        fine = tree.all_finite(grads)
+        coefficients, meta, cost, ahead = state.coefficients, state.meta, state.cost, None
+        if not self.frozen:
+            cost, gradient, ahead = self._gradient(grads, state, params, context)
+            coefficients, meta = self._learn(gradient, state, fine)
+        played = coefficients if self.frozen else self.meta.eval_params(meta, coefficients)
+
+        w, own = self.disturbance(grads, state.disturbance, params)
+        w = jax.tree.map(lambda leaf: jnp.where(fine, leaf, jnp.zeros_like(leaf)), w)
+        history = state.history.push(w)
+        past = None
+        if state.past is not None:
+            # As they were before this step.
+            past = state.past.push(params, state.base, state.disturbance)
+        control = self._controller.play(played, history)
+        updates, base = self.base.update(w, state.base, params, **context)
+
+        def add(update, leaf, played, *beyond):
+            shrunk = update.astype(leaf.dtype) - self.weight_decay.astype(leaf.dtype) * leaf
+            step = shrunk + played.astype(leaf.dtype)
+            for reached in beyond:
+                step = step + (reached - leaf)
+            return jnp.where(fine, step, jnp.zeros_like(step))
+
+        beyond = () if ahead is None or self.play == "real" else (ahead,)
+        step = jax.tree.map(add, updates, params, control, *beyond)
+        base, own = (
+            tree.where(fine, new, old) for new, old in ((base, state.base), (own, state.disturbance))
+        )
+        cost = jnp.where(fine, cost, state.cost).astype(jnp.float32)
+        return step, MetaOptState(coefficients, meta, base, own, history, past, cost)
+
+    def _gradient(self, grads, state: MetaOptState, params, context) -> tuple[Array, PyTree, Params | None]:
+        """The cost, its gradient with respect to the coefficients, and the end of the rollout if any."""
+        kept = 1.0 - self.weight_decay
+        if not self._rolls:
+            gradient = self._controller.along(state.history, grads, kept, self.horizon)
+            return context.get("value", state.cost), gradient, None
+        assert state.past is not None
+        value_fn, value_at, step = (context.get(name) for name in ("value_fn", "value_at", "step"))
+        if value_fn is None:
+            raise OuteroptError(
+                f"Estimator {self.estimator} of MetaOpt needs `value_fn`, which was not given; "
+                "call update(grads, state, params, value_fn=...), or use estimator gaps."
+            )
+
+        def loss_at(point, ago):
+            return value_fn(point) if value_at is None or step is None else value_at(point, step - ago)
+
+        dynamics = Dynamics(self._controller, self.base, self.disturbance, kept)
+        history, past = state.history, state.past
+
+        def cost(coefficients):
+            point = end(dynamics, coefficients, history, past, self.horizon, self.estimator, loss_at)
+            point = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), point, params)
+            return value_fn(point), point
+
+        (value, ahead), gradient = jax.value_and_grad(cost, has_aux=True)(state.coefficients)
+        return value, gradient, ahead
+
+    def _learn(self, gradient, state: MetaOptState, fine: Array) -> tuple[PyTree, OptState]:
+        learns = fine & tree.all_finite(gradient) & (state.history.count >= self.learn_from)
+        updates, meta = self.meta.update(gradient, state.meta, state.coefficients)
+        moved = jax.tree.map(jnp.add, state.coefficients, updates)
+        if self.radius is not None and self.radius_decay is not None:
+            ages = jnp.arange(self.memory, dtype=jnp.float32)
+            moved = self._controller.project(moved, self.radius * (1.0 - self.radius_decay) ** ages)
+        return tree.where(learns, moved, state.coefficients), tree.where(learns, meta, state.meta)
+
+    def after(self, state: MetaOptState) -> "MetaOpt":
+        played = state.coefficients
+        if not self.frozen:
+            played = self.meta.eval_params(state.meta, played)
+        return eqx.tree_at(lambda o: o.coefficients, self, played, is_leaf=lambda leaf: leaf is None)
+
+    def diagnostics(self, state: MetaOptState) -> dict[str, Array]:
+        coefficients = self._controller.summary(state.coefficients)
+        found = {"cost": state.cost, "coefficients.sum": jnp.sum(coefficients)}
+        found |= {f"coefficient.{i}": coefficients[i] for i in range(self.memory)}
+        return found | {f"base.{name}": value for name, value in self.base.diagnostics(state.base).items()}
+
+    @property
+    def spaces(self) -> dict[str, Space]:
+        own = {"weight_decay": spaces.WEIGHT_DECAY}
+        if self.radius is not None:
+            own |= {
+                "radius": Space.log(1e-4, 10.0, allowed=(0.0, 1e9)),
+                "radius_decay": Space.linear(0.0, 0.5, allowed=(0.0, 1.0)),
+            }
+        inside = {"base": self.base.spaces, "meta": {} if self.frozen else self.meta.spaces}
+        inside["disturbance"] = {name: space for name, space in self.disturbance.spaces.items()}
+        return own | {
+            name: space for part, known in inside.items() for name, space in prefixed(part, known).items()
+        }
+
+    @property
+    def _controller(self) -> Controller:
+        return CONTROLLERS[self.controller](self.memory)
+
+    @property
+    def _rolls(self) -> bool:
+        return self.estimator != "gaps" and not self.frozen
+
+    def _started(self, zeros: PyTree) -> PyTree:
+        """The given coefficients, which must have the form that this model and controller need."""
+        wanted = jax.tree.map(lambda leaf: leaf.shape, zeros)
+        found = jax.tree.map(jnp.shape, self.coefficients)
+        if jax.tree.structure(zeros) != jax.tree.structure(self.coefficients) or wanted != found:
+            raise ConfigError(
+                f"The coefficients do not fit: a {self.controller} controller of memory {self.memory} on "
+                f"these parameters has {wanted}, these are {found}; fill them in by with_controller."
+            )
+        return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), self.coefficients, zeros)
