@@ -1,6 +1,6 @@
 """Many trials of one task as calls of one compiled program."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,11 +16,13 @@ from outeropt.errors import ConfigError
 from outeropt.optimizer import Optimizer
 from outeropt.store import Archive, Store, Trial
 from outeropt.task import Task
-from outeropt.training import cadence
+from outeropt.training import TrainState, cadence
 
 
 # Raise it when the meaning of a trial changes (keys, cadence, evaluation): old trials are then run anew.
 DEFINITION = 1
+
+Keep = Callable[[int, int, TrainState], None]
 
 
 def sweep(
@@ -29,6 +31,7 @@ def sweep(
     *,
     seeds: int | Iterable[int] = 3,
     steps: int,
+    episodes: int = 1,
     eval_every: int | None = None,
     eval_batches: int = 5,
     last_eval_batches: int = 10,
@@ -38,6 +41,7 @@ def sweep(
     optimizer_name: str = "",
     devices: Sequence[Device] | None = None,
     report: Report | None = None,
+    keep: Keep | None = None,
 ) -> Archive:
     """Trains a task with every optimizer and every seed; equal structures share one compiled program.
 
@@ -45,7 +49,8 @@ def sweep(
       task: what to train.
       optimizers: one optimizer, stacked settings (`grid`, `sample`), or a list of these.
       seeds: how many seeds (0, 1, ...), or the integers themselves.
-      steps: inner steps of every trial.
+      steps: inner steps of every trial, or of each of its episodes.
+      episodes: how many times every trial trains from fresh initial values, as in `outeropt.train`.
       eval_every: inner steps between evaluations; None chooses about a hundred evaluations.
       eval_batches: batches per split and evaluation.
       last_eval_batches: the same for the evaluation after the last step.
@@ -55,6 +60,8 @@ def sweep(
       optimizer_name: name of the optimizer in the archive.
       devices: devices that share the lanes; None takes all local ones.
       report: called with the number of trials that a piece of work was worth (fractions sum to the total).
+      keep: called with the position of the setting, the seed and the last training state of every trial that
+        is run; those that the store has are not.
 
     Returns:
       Curves with axes setting (in the order given), seed, step. A diverged trial is NaN from then on.
@@ -63,8 +70,8 @@ def sweep(
       ConfigError: an argument that cannot be used.
       StoreError: the store cannot be read or written.
     """
-    every = cadence(steps, eval_every, eval_batches, last_eval_batches)
-    protocol = Protocol(steps, every, eval_batches, last_eval_batches)
+    every = cadence(steps, eval_every, eval_batches, last_eval_batches, episodes)
+    protocol = Protocol(steps * episodes, every, eval_batches, last_eval_batches, episodes)
     seed_list = _seeds(seeds)
     local = jax.local_devices() if devices is None else devices
     parts = groups(optimizers)
@@ -76,7 +83,7 @@ def sweep(
         for i, position in enumerate(positions):
             optimizer = tree.fingerprint(settings[i])
             for seed in seed_list:
-                content = DEFINITION, task_print, optimizer, seed, tuple(protocol)
+                content = DEFINITION, task_print, optimizer, seed, protocol.identity
                 ids[position, seed] = tree.fingerprint(content)
     in_order = [described[i] for i in sorted(described)]
     whole = _Whole(task, optimizer_name, set, protocol, seed_list, in_order, ids)
@@ -88,7 +95,7 @@ def sweep(
     blocks = []
     for positions, settings in parts:
         once = [i for i, p in enumerate(positions) if first[ids[p, seed_list[0]]][0] == p]
-        blocks.append(layout(task, settings.select(once), seed_list, lanes, local))
+        blocks.append(layout(task, settings.select(once), seed_list, lanes, local, episodes > 1))
 
     found: dict[tuple[int, int], Trial] = {}
     if store:
@@ -111,7 +118,11 @@ def sweep(
             done = whole.stored(store, places) if store else {}
             if len(done) < len({*places}):
                 partial = whole.partial(store, places) if store else None
-                done = whole.trials(chunk, positions, *runner.run(chunk, partial))
+                *results, states = runner.run(chunk, partial)
+                done = whole.trials(chunk, positions, *results)
+                if keep:
+                    for place, (k, j) in whole.lanes(chunk, positions).items():
+                        keep(*place, tree.take(tree.take(states, k), j))
                 if store:
                     store.add(list(done.values()))
                 if partial:
@@ -156,7 +167,7 @@ class _Whole(NamedTuple):
             self.seeds,
             [[self.ids[i, seed] for seed in self.seeds] for i in range(len(self.settings))],
             self.protocol.points,
-            *self.protocol[1:],
+            *self.protocol.cadence,
         )
 
     def stored(self, store: Store, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Trial]:
@@ -173,26 +184,33 @@ class _Whole(NamedTuple):
     def trials(
         self, chunk: Chunk, positions: list[int], curves, diverged_at, seconds
     ) -> dict[tuple[int, int], Trial]:
-        """The trials of a chunk that has run, by setting and seed; padding falls on its original."""
-        done = {}
-        for k, seed in enumerate(chunk.seeds):
-            for j, i in enumerate(chunk.settings):
-                place = positions[i], seed
-                done[place] = Trial(
-                    id=self.ids[place],
-                    task=self.task.name,
-                    optimizer=self.optimizer_name,
-                    setting=self.settings[positions[i]],
-                    seed=seed,
-                    steps=self.protocol.points,
-                    curves={name: curve[k, j] for name, curve in curves.items()},
-                    diverged_at=int(diverged_at[k, j]),
-                    seconds=seconds,
-                    eval_every=self.protocol.eval_every,
-                    eval_batches=self.protocol.eval_batches,
-                    last_eval_batches=self.protocol.last_eval_batches,
-                )
-        return done
+        """The trials of a chunk that has run, by setting and seed."""
+        return {
+            place: Trial(
+                id=self.ids[place],
+                task=self.task.name,
+                optimizer=self.optimizer_name,
+                setting=self.settings[place[0]],
+                seed=place[1],
+                steps=self.protocol.points,
+                curves={name: curve[k, j] for name, curve in curves.items()},
+                diverged_at=int(diverged_at[k, j]),
+                seconds=seconds,
+                eval_every=self.protocol.eval_every,
+                eval_batches=self.protocol.eval_batches,
+                last_eval_batches=self.protocol.last_eval_batches,
+                details={} if self.protocol.episodes == 1 else {"episodes": self.protocol.episodes},
+            )
+            for place, (k, j) in self.lanes(chunk, positions).items()
+        }
+
+    def lanes(self, chunk: Chunk, positions: list[int]) -> dict[tuple[int, int], tuple[int, int]]:
+        """Where the lane of each setting and seed is in a chunk; padding falls on its original."""
+        return {
+            (positions[i], seed): (k, j)
+            for k, seed in enumerate(chunk.seeds)
+            for j, i in enumerate(chunk.settings)
+        }
 
     def archive(self, found: dict[tuple[int, int], Trial]) -> Archive:
         """The finished sweep."""
@@ -213,5 +231,6 @@ class _Whole(NamedTuple):
             eval_every=self.protocol.eval_every,
             eval_batches=self.protocol.eval_batches,
             last_eval_batches=self.protocol.last_eval_batches,
+            details=dict(places[0][0].details),
             ids=np.array([[trial.id for trial in row] for row in places]),
         )

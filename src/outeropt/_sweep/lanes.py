@@ -15,7 +15,7 @@ from outeropt import tree
 from outeropt.compiling import for_loops
 from outeropt.optimizer import Optimizer
 from outeropt.task import Task
-from outeropt.training import TrainState, evaluate, start, window
+from outeropt.training import TrainState, evaluate, renewed, start, window
 
 
 # Windows that one call can record; more are done by calling again. Fixed, so that no run length recompiles.
@@ -60,6 +60,7 @@ class Block(eqx.Module):
       devices: devices that share the lanes along one of the two axes.
       lane_map: `vectorized` or `one_by_one`.
       columns: names of the curves that a lane records, in the order of the record's last axis.
+      episodic: whether runs have more than one episode.
     """
 
     settings: int = eqx.field(static=True)
@@ -67,6 +68,7 @@ class Block(eqx.Module):
     devices: tuple[Device, ...] = eqx.field(static=True)
     lane_map: LaneMap = eqx.field(static=True)
     columns: tuple[str, ...] = eqx.field(static=True)
+    episodic: bool = eqx.field(static=True, default=False)
 
     @property
     def mesh(self) -> Mesh:
@@ -108,15 +110,15 @@ def blank(task: Task, settings: Optimizer, block: Block) -> Carry:
 
 
 def advance(
-    fixed: tuple[Task, Optimizer, Key[Array, " seeds"], Int[Array, " 6"]], carry: Carry, block: Block
+    fixed: tuple[Task, Optimizer, Key[Array, " seeds"], Int[Array, " 7"]], carry: Carry, block: Block
 ) -> tuple[Carry, Float[Array, "seeds settings windows columns"]]:
     """Advances a block of lanes by some windows.
 
     Args:
       fixed: the task, the stacked optimizer, one key per seed, and the clock: the inner step to go on from
         (0 starts afresh, whatever the carry), windows to do (at most `WINDOWS`), inner steps per window,
-        inner steps of the whole run, batches per evaluation, and batches of the evaluation after the last
-        step.
+        inner steps of the whole run and of an episode, batches per evaluation, and batches of the evaluation
+        after the last step.
       carry: what the previous call returned, or `blank`; given away.
       block: the layout.
 
@@ -141,7 +143,7 @@ def _advance(fixed, carry: Carry, block: Block):
     def on_device(task_arrays, setting_arrays, keys, carry, clock):
         def lane(optimizer_arrays, key, carry, clock):
             pair: Any = eqx.combine((task_arrays, optimizer_arrays), static)
-            return _lane(pair[0], pair[1], key, carry, clock, block.columns)
+            return _lane(pair[0], pair[1], key, carry, clock, block)
 
         return block.lane_map(lane)(setting_arrays, keys, carry, clock)
 
@@ -156,11 +158,11 @@ def _advance(fixed, carry: Carry, block: Block):
     return sharded(task_arrays, setting_arrays, keys, carry, clock)
 
 
-def _lane(task, optimizer, key, carry, clock, columns):
-    begin_step, windows, length, num_steps, eval_batches, last_eval_batches = clock
+def _lane(task, optimizer, key, carry, clock, block: Block):
+    begin_step, windows, length, num_steps, episode, eval_batches, last_eval_batches = clock
 
     def begin():
-        return start(task, optimizer, key, num_steps), jnp.float32(jnp.nan)
+        return start(task, optimizer, key, episode), jnp.float32(jnp.nan)
 
     def body(index, loop):
         # The evaluation after the last window is one more round with no steps, so that the program holds
@@ -169,11 +171,15 @@ def _lane(task, optimizer, key, carry, clock, columns):
         step = begin_step + index * length
         batches = jnp.where(step == num_steps, last_eval_batches, eval_batches)
         values = evaluate(task, optimizer, state, step, key, batches) | {"inner/loss": inner}
-        rows = rows.at[index].set(jnp.stack([values[name] for name in columns]))
+        rows = rows.at[index].set(jnp.stack([values[name] for name in block.columns]))
         steps = jnp.where(index == windows, 0, length)
+        if block.episodic:
+            # The next call evaluates the end of the episode again: it must find it.
+            due = jnp.where(index == windows, 0, step)
+            state = renewed(task, optimizer, state, due, key, episode)
         state, mean = window(task, optimizer, state, step, steps, key)
         return (state, jnp.where(index == windows, inner, mean)), rows
 
     carry = jax.lax.cond(begin_step == 0, begin, lambda: carry)
-    rows = jnp.zeros((WINDOWS + 1, len(columns)), jnp.float32)
+    rows = jnp.zeros((WINDOWS + 1, len(block.columns)), jnp.float32)
     return jax.lax.fori_loop(0, windows + 1, body, (carry, rows))

@@ -47,12 +47,14 @@ def layout(
     seeds: Sequence[int],
     lanes: int | Literal["auto"],
     devices: Sequence[Device],
+    episodic: bool = False,
 ) -> Block:
     """The block that all chunks of a sweep share.
 
     Args:
       lanes: trials per call and device; `"auto"` chooses by the size of the training state.
       devices: devices to share the lanes.
+      episodic: whether runs have more than one episode.
 
     Raises:
       ConfigError: `lanes` is not positive.
@@ -68,9 +70,9 @@ def layout(
     if len(settings) < len(devices):
         # Too few settings to give every device one: share the seeds instead.
         seed_block = _round_up(min(seed_block, len(seeds)), len(devices))
-        return Block(len(settings), seed_block, devices, _lane_map(task, platform), columns)
+        return Block(len(settings), seed_block, devices, _lane_map(task, platform), columns, episodic)
     setting_block = _fitting(len(settings), max(1, most // seed_block), len(devices))
-    return Block(setting_block, seed_block, devices, _lane_map(task, platform), columns)
+    return Block(setting_block, seed_block, devices, _lane_map(task, platform), columns, episodic)
 
 
 def chunks(wanted: Sequence[tuple[int, Collection[int]]], block: Block) -> list[Chunk]:

@@ -18,7 +18,7 @@ from outeropt._sweep.settings import Settings
 from outeropt.compiling import make_room
 from outeropt.errors import OuteroptError
 from outeropt.task import Task
-from outeropt.training import mask_diverged
+from outeropt.training import TrainState, mask_diverged
 
 
 # Seconds of work per call, so that progress moves and a kill costs little, and between checkpoints.
@@ -29,12 +29,31 @@ Report = Callable[[float], None]
 
 
 class Protocol(NamedTuple):
-    """How every trial of a sweep is run and evaluated."""
+    """How every trial of a sweep is run and evaluated.
+
+    Attributes:
+      steps: inner steps, of all episodes together.
+      eval_every: inner steps between evaluations.
+      eval_batches: batches per evaluation.
+      last_eval_batches: batches of the evaluation after the last step.
+      episodes: how many times a trial trains from fresh initial values.
+    """
 
     steps: int
     eval_every: int
     eval_batches: int
     last_eval_batches: int
+    episodes: int = 1
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """What of it makes one trial another; trials of one episode are older than episodes."""
+        return tuple(self) if self.episodes > 1 else tuple(self)[:-1]
+
+    @property
+    def cadence(self) -> tuple[int, int, int]:
+        """Steps between evaluations, and their batches."""
+        return self.eval_every, self.eval_batches, self.last_eval_batches
 
     @property
     def points(self) -> np.ndarray:
@@ -54,7 +73,9 @@ class Runner:
         self.block = block
         self.report = report
 
-    def run(self, chunk: Chunk, partial: Path | None) -> tuple[dict[str, np.ndarray], np.ndarray, float]:
+    def run(
+        self, chunk: Chunk, partial: Path | None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, float, TrainState]:
         """Runs a chunk, from its checkpoint where there is one.
 
         Args:
@@ -62,8 +83,8 @@ class Runner:
           partial: the checkpoint of the unfinished chunk; None keeps none.
 
         Returns:
-          Curves (seeds, settings, T) by name, steps of divergence (seeds, settings), and run seconds per
-          trial.
+          Curves (seeds, settings, T) by name, steps of divergence (seeds, settings), run seconds per trial,
+          and the last states (seeds, settings, ...).
         """
         protocol = self.protocol
         total = protocol.steps // protocol.eval_every
@@ -89,12 +110,14 @@ class Runner:
                 saved = time.monotonic()
         curves = {name: records[..., column] for column, name in enumerate(self.block.columns)}
         diverged_at = self._diverged(np.asarray(carry[0].diverged_at), records[:, :, total])
-        return mask_diverged(curves, protocol.points, diverged_at), diverged_at, spent / math.prod(lanes)
+        curves = mask_diverged(curves, protocol.points, diverged_at, protocol.episodes)
+        return curves, diverged_at, spent / math.prod(lanes), carry[0]
 
     def _call(self, stacked, keys, carry, done: int, count: int):
         protocol = self.protocol
-        steps, every, batches, last_batches = protocol
-        clock = jnp.asarray([done * every, count, every, steps, batches, last_batches], jnp.int32)
+        every, batches, last_batches = protocol.cadence
+        lengths = protocol.steps, protocol.steps // protocol.episodes
+        clock = jnp.asarray([done * every, count, every, *lengths, batches, last_batches], jnp.int32)
         began = time.perf_counter()
         carry, rows = advance((self.task, stacked, keys, clock), carry, self.block)
         rows = np.asarray(rows)[:, :, : count + 1]

@@ -1,7 +1,7 @@
 """Training as pure functions: the inner step, an unroll of it, evaluation, and a whole run."""
 
 from outeropt.training import convolution
-from outeropt.training.inner import TrainState, evaluate, inner_step, start, unroll, window
+from outeropt.training.inner import TrainState, evaluate, inner_step, renewed, restart, start, unroll, window
 from outeropt.training.run import Run, cadence, check, mask_diverged, train
 
 
@@ -15,6 +15,8 @@ __all__ = [
     "evaluate",
     "inner_step",
     "mask_diverged",
+    "renewed",
+    "restart",
     "start",
     "train",
     "unroll",

@@ -11,7 +11,7 @@ from outeropt.tree import stack
 
 
 # Streams of one seed: batches and updates, evaluations, and initial values never share a key.
-_INIT, _STEPS, _EVALUATION = range(3)
+_INIT, _STEPS, _EVALUATION, _RESTART = range(4)
 
 
 class TrainState(eqx.Module):
@@ -38,6 +38,44 @@ def start(
     params, model = task.init(task_key)
     opt = optimizer.init(params, num_steps=num_steps, key=optimizer_key)
     return TrainState(params, model, opt, jnp.int32(-1))
+
+
+def restart(
+    task: Task,
+    optimizer: Optimizer,
+    state: TrainState,
+    step: int | Array,
+    key: PRNGKeyArray,
+    num_steps: int | Array | None = None,
+) -> TrainState:
+    """The state before another episode, which begins at inner step `step`.
+
+    The task starts from fresh initial values, and the optimizer from what it learned (`Optimizer.restart`).
+
+    Args:
+      num_steps: inner steps of the episode.
+    """
+    step_key = jax.random.fold_in(jax.random.fold_in(key, _RESTART), step)
+    task_key, optimizer_key = jax.random.split(step_key)
+    params, model = task.init(task_key)
+    opt = optimizer.restart(state.opt, params, num_steps=num_steps, key=optimizer_key)
+    return TrainState(params, model, opt, state.diverged_at)
+
+
+def renewed(
+    task: Task,
+    optimizer: Optimizer,
+    state: TrainState,
+    step: int | Array,
+    key: PRNGKeyArray,
+    num_steps: int | Array,
+) -> TrainState:
+    """`restart` where an episode of `num_steps` steps ended just before `step`, else the state as it is."""
+    return jax.lax.cond(
+        (step > 0) & (step % num_steps == 0),
+        lambda: restart(task, optimizer, state, step, key, num_steps),
+        lambda: state,
+    )
 
 
 def inner_step(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from outeropt.errors import ConfigError, OuteroptError, first_line
 from outeropt.optimizer import Optimizer
 from outeropt.task import Task
-from outeropt.training.inner import TrainState, evaluate, inner_step, start, window
+from outeropt.training.inner import TrainState, evaluate, inner_step, renewed, start, window
 
 
 class Run(eqx.Module):
@@ -35,6 +35,7 @@ def train(
     *,
     steps: int,
     key: PRNGKeyArray,
+    episodes: int = 1,
     eval_every: int | None = None,
     eval_batches: int = 5,
     last_eval_batches: int = 10,
@@ -44,8 +45,11 @@ def train(
     Args:
       task: what to train.
       optimizer: what to train it with.
-      steps: inner steps, at least 1.
+      steps: inner steps of an episode, at least 1.
       key: seeds initial values, batches and evaluations.
+      episodes: how many times to train from fresh initial values, one after the other, at least 1. What the
+        optimizer learned about training stays (`Optimizer.restart`); the curves go on from episode to
+        episode, and the evaluation where two meet is of the end of the first.
       eval_every: inner steps between evaluations; must divide `steps`. None chooses about a hundred
         evaluations.
       eval_batches: batches per split and evaluation.
@@ -57,38 +61,49 @@ def train(
     Raises:
       ConfigError: `steps`, the cadence or a number of batches is not usable.
     """
-    eval_every = cadence(steps, eval_every, eval_batches, last_eval_batches)
-    return _train(task, optimizer, key, steps, eval_every, eval_batches, last_eval_batches)
+    eval_every = cadence(steps, eval_every, eval_batches, last_eval_batches, episodes)
+    return _train(task, optimizer, key, steps, episodes, eval_every, eval_batches, last_eval_batches)
 
 
 @eqx.filter_jit
-def _train(task, optimizer, key, steps, eval_every, eval_batches, last_eval_batches) -> Run:
+def _train(task, optimizer, key, steps, episodes, eval_every, eval_batches, last_eval_batches) -> Run:
     def body(carry, first):
         state, inner = carry
         values = evaluate(task, optimizer, state, first, key, eval_batches) | {"inner/loss": inner}
+        if episodes > 1:
+            state = renewed(task, optimizer, state, first, key, steps)
         return window(task, optimizer, state, first, eval_every, key), values
 
-    firsts = jnp.arange(0, steps, eval_every, dtype=jnp.int32)
+    firsts = jnp.arange(0, steps * episodes, eval_every, dtype=jnp.int32)
     begin = start(task, optimizer, key, steps), jnp.float32(jnp.nan)
     (state, inner), curves = jax.lax.scan(body, begin, firsts)
-    last = evaluate(task, optimizer, state, steps, key, last_eval_batches) | {"inner/loss": inner}
-    curves = jax.tree.map(lambda curve, end: jnp.append(curve, end), curves, last)
-    return Run(state, jnp.append(firsts, jnp.int32(steps)), curves)
+    last = evaluate(task, optimizer, state, steps * episodes, key, last_eval_batches)
+    curves = jax.tree.map(lambda curve, end: jnp.append(curve, end), curves, last | {"inner/loss": inner})
+    return Run(state, jnp.append(firsts, jnp.int32(steps * episodes)), curves)
 
 
-def cadence(steps: int, eval_every: int | None, eval_batches: int = 1, last_eval_batches: int = 1) -> int:
+def cadence(
+    steps: int,
+    eval_every: int | None,
+    eval_batches: int = 1,
+    last_eval_batches: int = 1,
+    episodes: int = 1,
+) -> int:
     """The inner steps between evaluations: as given, or chosen to give about a hundred evaluations.
 
     Raises:
-      ConfigError: `steps` or a number of batches is not positive, or `eval_every` does not divide `steps`.
+      ConfigError: `steps`, `episodes` or a number of batches is not positive, or `eval_every` does not divide
+        `steps`.
     """
+    if episodes < 1:
+        raise ConfigError(f"episodes = {episodes} is not allowed; train for at least 1 episode.")
     if steps < 1:
         raise ConfigError(f"steps = {steps} is not allowed; train for at least 1 step.")
     for name, count in (("eval_batches", eval_batches), ("last_eval_batches", last_eval_batches)):
         if count < 1:
             raise ConfigError(f"{name} = {count} is not allowed; evaluate on at least 1 batch.")
     if eval_every is None:
-        return next(d for d in range(max(1, steps // 100), steps + 1) if steps % d == 0)
+        return next(d for d in range(max(1, steps * episodes // 100), steps + 1) if steps % d == 0)
     if eval_every < 1 or steps % eval_every:
         close = min((d for d in range(1, steps + 1) if steps % d == 0), key=lambda d: abs(d - eval_every))
         raise ConfigError(f"eval_every = {eval_every} does not divide steps = {steps}; {close} would.")
@@ -113,16 +128,20 @@ def check(task: Task, optimizer: Optimizer) -> None:
         raise OuteroptError(f"The optimizer cannot train {task.name}: {first_line(error)}.") from error
 
 
-def mask_diverged(curves: dict[str, Any], steps: Any, diverged_at: Any) -> dict[str, np.ndarray]:
+def mask_diverged(
+    curves: dict[str, Any], steps: Any, diverged_at: Any, episodes: int = 1
+) -> dict[str, np.ndarray]:
     """Curves on the host, with NaN from each trial's divergence on and in place of infinities.
 
     Args:
       curves: arrays (..., T) by name.
       steps: inner steps of the evaluations, shape (T,).
       diverged_at: first bad step, shape (...); negative if there is none.
+      episodes: of the run; a divergence ends with its episode.
     """
-    bad = np.asarray(diverged_at)[..., None]
-    gone = (bad >= 0) & (np.asarray(steps) > bad)
+    bad, steps = np.asarray(diverged_at)[..., None], np.asarray(steps)
+    length = steps[-1] // episodes
+    gone = (bad >= 0) & (steps > bad) & (steps <= (bad // length + 1) * length)
     return {
         name: np.where(gone | ~np.isfinite(curve), np.float32(np.nan), np.asarray(curve, np.float32))
         for name, curve in ((name, np.asarray(curve)) for name, curve in curves.items())
