@@ -60,8 +60,8 @@ def sweep(
       optimizer_name: name of the optimizer in the archive.
       devices: devices that share the lanes; None takes all local ones.
       report: called with the number of trials that a piece of work was worth (fractions sum to the total).
-      keep: called with the position of the setting, the seed and the last training state of every trial that
-        is run; those that the store has are not.
+      keep: called with the position of the setting, the seed and the last training state of every trial;
+        no store has these, so that trials are run again.
 
     Returns:
       Curves with axes setting (in the order given), seed, step. A diverged trial is NaN from then on.
@@ -101,7 +101,7 @@ def sweep(
     if store:
         if set is not None:
             whole.declare(store, set)
-        found = whole.stored(store, ids)
+        found = {} if keep else whole.stored(store, ids)
     if report and found:
         report(len(found))
     for (positions, settings), block in zip(parts, blocks):
@@ -115,7 +115,7 @@ def sweep(
         for chunk in chunks(wanted, block):
             places = [(positions[i], seed) for seed in chunk.seeds for i in chunk.settings]
             # Another process may have run this chunk since the sweep began.
-            done = whole.stored(store, places) if store else {}
+            done = whole.stored(store, places) if store and not keep else {}
             if len(done) < len({*places}):
                 partial = whole.partial(store, places) if store else None
                 *results, states = runner.run(chunk, partial)

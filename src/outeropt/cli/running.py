@@ -26,6 +26,7 @@ class Plan:
     eval_every: int | None
     eval_batches: int = 5
     last_eval_batches: int = 10
+    episodes: int = 1
 
 
 def prepare() -> None:
@@ -153,7 +154,13 @@ def _check(task: "Task", optimizer: "Optimizer", protocol: "Plan | TrainConfig")
     """Finds what is wrong before anything is written."""
     from outeropt import tasks, training
 
-    training.cadence(protocol.steps, protocol.eval_every, protocol.eval_batches, protocol.last_eval_batches)
+    training.cadence(
+        protocol.steps,
+        protocol.eval_every,
+        protocol.eval_batches,
+        protocol.last_eval_batches,
+        protocol.episodes,
+    )
     tasks.check(task)
     training.check(task, optimizer)
 
@@ -183,8 +190,12 @@ def swept(task: "Task", plan: Plan, config: "SweepConfig") -> "Archive":
         )
 
 
-def single(task: "Task", optimizer: "Optimizer", config: "TrainConfig") -> "Archive":
-    """Runs one trial with progress, in steps."""
+def single(task: "Task", optimizer: "Optimizer", config: "TrainConfig") -> "tuple[Archive, Optimizer | None]":
+    """Runs one trial with progress, in steps.
+
+    Returns:
+      Its curves, and with an `out` in the configuration the optimizer with what it learned.
+    """
     import contextlib
 
     from outeropt import Store, sweep
@@ -194,19 +205,28 @@ def single(task: "Task", optimizer: "Optimizer", config: "TrainConfig") -> "Arch
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"--seed {config.seed} is not allowed; give a number from 0 to {2**32 - 1}.")
     _check(task, optimizer, config)
+    more = [f"episodes={config.episodes}"] if config.episodes > 1 else []
+    more += [f"from={config.load_controller}"] if config.load_controller else []
+    more += ["frozen"] if config.freeze else []
+    total = config.steps * config.episodes
+    path = config.store or (config.out and config.out / "runs.db")
+    after = []
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(Store(config.store)) if config.store else None
-        bar = stack.enter_context(Progress("steps")).task(task.name, config.steps, compiles=True)
-        return sweep(
+        store = stack.enter_context(Store(path)) if path else None
+        bar = stack.enter_context(Progress("steps")).task(task.name, total, compiles=True)
+        archive = sweep(
             task,
             optimizer,
             seeds=[config.seed],
             steps=config.steps,
+            episodes=config.episodes,
             eval_every=config.eval_every,
             eval_batches=config.eval_batches,
             last_eval_batches=config.last_eval_batches,
             store=store,
-            set=_label(config.optimizer, config.hyperparameters, ["train"]),
+            set=_label(config.optimizer, config.hyperparameters, [*more, "train"]),
             optimizer_name=shown(config.optimizer),
-            report=lambda trials: bar.advance(round(trials * config.steps)),
+            report=lambda trials: bar.advance(round(trials * total)),
+            keep=(lambda *found: after.append(optimizer.after(found[2].opt))) if config.out else None,
         )
+    return archive, after[0] if after else None

@@ -1,6 +1,7 @@
 """Tables on the terminal."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -35,13 +36,14 @@ def number(value: float) -> str:
 
 def show_run(archive: "Archive") -> None:
     """Prints a dozen points of a single trial's curves and how it ended."""
-    names = sorted(archive.curves)
+    # A controller has more coefficients than a terminal has columns; their sum is among the curves.
+    names = sorted(name for name in archive.curves if not re.search(r"coefficient\.\d+$", name))
     last = len(archive.steps) - 1
     points = sorted({round(i * last / min(10, last)) for i in range(min(10, last) + 1)})
     rows = [[str(archive.steps[i]), *(number(archive.curves[n][0, 0, i]) for n in names)] for i in points]
     setting = ", ".join(f"{name} = {value:g}" for name, value in archive.settings[0].items())
     title = f"{archive.task}: {archive.optimizer}" + (f" ({setting})" if setting else "")
-    show_table(["step ", *(f"{name} " for name in names)], rows, title)
+    show_table(["step ", *(f"{name.removeprefix('optimizer/')} " for name in names)], rows, title)
     diverged = int(archive.diverged_at[0, 0])
     if diverged >= 0:
         print(f"Diverged: the loss was not finite at step {diverged}.")

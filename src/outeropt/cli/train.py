@@ -25,7 +25,9 @@ class Config:
     """An optimizer's name (outeropt list optimizers), or wrapper:name."""
     hyperparameters: Annotated[dict[str, Plain], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     steps: int = 1000
-    """Inner steps."""
+    """Inner steps, of each episode."""
+    episodes: int = 1
+    """How often to train from fresh initial values, one after the other; what the optimizer learned stays."""
     seed: int = 0
     """Seed of initial values, batches and evaluations."""
     eval_every: int | None = None
@@ -38,6 +40,12 @@ class Config:
     """Keep the trial in this store; one that is there already is not run again."""
     log: Path | None = None
     """Write the curves as TensorBoard scalars into this folder."""
+    out: Path | None = None
+    """Folder for what a self-tuning optimizer learned (controller.safetensors), its picture and its run."""
+    load_controller: Path | None = None
+    """Start from what another run learned: its --out folder. The model may be another one."""
+    freeze: bool = False
+    """Let nothing in the optimizer tune itself any more."""
 
 
 def run(config: Config) -> None:
@@ -46,14 +54,14 @@ def run(config: Config) -> None:
 
     prepare()
     from outeropt import tasks
+    from outeropt.cli.controllers import make_room, prepared, write
     from outeropt.cli.show import show_run
 
     task = tasks.get(config.task)
-    optimizer = optimizer_from(config.optimizer, config.hyperparameters)
-    if config.log:
-        # Now, because a path that cannot be written must not cost a run.
-        config.log.mkdir(parents=True, exist_ok=True)
-    archive = single(task, optimizer, config)
+    optimizer = prepared(optimizer_from(config.optimizer, config.hyperparameters), config)
+    # Now, because a path that cannot be written must not cost a run.
+    make_room(optimizer, config)
+    archive, after = single(task, optimizer, config)
     show_run(archive)
     if config.log:
         from outeropt.progress import scalars
@@ -62,3 +70,5 @@ def run(config: Config) -> None:
             for i, step in enumerate(archive.steps):
                 writer.log(int(step), {name: curve[0, 0, i] for name, curve in archive.curves.items()})
         print(f"TensorBoard scalars: {config.log}")
+    if config.out and after:
+        write(optimizer, after, archive, config, config.out)

@@ -65,10 +65,10 @@ class Entry:
         if self.makes_optimizer:
             known = inspect.signature(self.factory).parameters
             for key in hyperparameters:
-                if key not in known:
+                if key.partition(".")[0] not in known:
                     error = unknown_name("hyperparameter", key, known)
                     raise type(error)(f"{error} {name} has: {', '.join(known) or 'none'}.")
-            optimizer = self.factory(**given)
+            optimizer = with_leaves(self.factory, given)
         else:
             optimizer = build_optax(self.factory, given, self.spaces, self.needs, name)
         check(optimizer)
@@ -78,6 +78,13 @@ class Entry:
     def makes_optimizer(self) -> bool:
         """Whether the factory is an `Optimizer` class rather than an optax factory."""
         return inspect.isclass(self.factory) and issubclass(self.factory, Optimizer)
+
+
+def with_leaves(factory: Callable[..., Optimizer], given: Mapping[str, Any], *arguments: Any) -> Optimizer:
+    """What `factory` makes, with the leaves that have dotted names (`meta.learning_rate`) set afterwards."""
+    leaves = {name: value for name, value in given.items() if "." in name}
+    made = factory(*arguments, **{name: value for name, value in given.items() if name not in leaves})
+    return made.replace(leaves)
 
 
 def check(optimizer: Optimizer) -> None:

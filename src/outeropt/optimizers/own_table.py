@@ -10,7 +10,7 @@ from typing import Any
 
 from outeropt.optimizer import Optimizer
 from outeropt.optimizers import schedules, wrappers
-from outeropt.optimizers.entry import Entry, Paper
+from outeropt.optimizers.entry import Entry, Paper, with_leaves
 from outeropt.optimizers.nadamw import NAdamW
 from outeropt.optimizers.schedules import Schedule
 
@@ -42,15 +42,19 @@ class Prefix:
     @property
     def arguments(self) -> tuple[str, ...]:
         """Names of the hyperparameters that it adds."""
-        fixed = ("inner",) if not self._is_schedule else ("peak",)
-        return tuple(name for name in inspect.signature(self.factory).parameters if name not in fixed)
+        names = list(inspect.signature(self.factory).parameters)
+        return tuple(name for name in names if name != "peak") if self._is_schedule else tuple(names[1:])
+
+    def takes(self, name: str) -> bool:
+        """Whether a hyperparameter is its own; `meta.learning_rate` is part of an argument `meta`."""
+        return name.partition(".")[0] in self.arguments
 
     def wrap(self, inner: Optimizer, hyperparameters: Mapping[str, Any]) -> Optimizer:
         """The wrapper around `inner`."""
         given = {**self.defaults, **hyperparameters}
         if self._is_schedule:
             return wrappers.Scheduled(inner, self.factory(**given))
-        return self.factory(inner, **given)
+        return with_leaves(self.factory, given, inner)
 
     @property
     def _is_schedule(self) -> bool:

@@ -124,7 +124,7 @@ def _wrapped(name: str, hyperparameters: dict[str, Any]) -> Optimizer:
         error = unknown_name("wrapper", first, [*PREFIXES, *sources()])
         raise UnknownName(f"{error} Wrappers are {', '.join(PREFIXES)}.")
     prefix = PREFIXES[first]
-    own = {key: value for key, value in hyperparameters.items() if key in prefix.arguments}
+    own = {key: value for key, value in hyperparameters.items() if prefix.takes(key)}
     inner = {key.removeprefix("inner."): value for key, value in hyperparameters.items() if key not in own}
     try:
         optimizer = prefix.wrap(get(rest, **inner), own)
@@ -197,7 +197,7 @@ def describe(name: str) -> Description:
         needs=(*entry.needs, *(need for need in needs if need not in entry.needs)),
         defaults=defaults,
         spaces=optimizer.spaces,
-        settings=_settings(entry),
+        settings=_settings(name, entry),
     )
 
 
@@ -206,14 +206,15 @@ def _source_word(name: str) -> str | None:
     return next((word for word in name.split(":")[:-1] if word in sources()), None)
 
 
-def _settings(entry: Entry) -> dict[str, Any]:
-    """Plain settings that `get` takes and that are no leaves."""
-    found = {
-        name: parameter.default for name, parameter in inspect.signature(entry.factory).parameters.items()
-    }
-    found = {**found, **entry.defaults}
+def _settings(name: str, entry: Entry) -> dict[str, Any]:
+    """Plain settings that `get` takes and that are no leaves, of the optimizer and of its wrappers."""
+    made = [PREFIXES[word] for word in name.split(":")[:-1] if word in PREFIXES]
+    found = {}
+    for part in (entry, *made):
+        parameters = inspect.signature(part.factory).parameters
+        found |= {key: parameter.default for key, parameter in parameters.items()} | dict(part.defaults)
     return {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, bool | int | str) and name != "learning_rate"
+        key: value
+        for key, value in found.items()
+        if isinstance(value, bool | int | str) and key != "learning_rate"
     }

@@ -10,6 +10,7 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
@@ -174,8 +175,8 @@ CONTROLLERS: dict[str, type[Controller]] = {
 }
 
 
-def _widest(params: Params) -> jnp.dtype:
-    return functools.reduce(jnp.promote_types, [wide(leaf) for leaf in jax.tree.leaves(params)])
+def _widest(params: Params) -> np.dtype:
+    return functools.reduce(np.promote_types, [wide(leaf) for leaf in jax.tree.leaves(params)])
 
 
 def _mix(coefficients: Float[Array, " H"], rows: Float[Array, "H *shape"]) -> Float[Array, "*shape"]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from outeropt.errors import unknown_name
@@ -169,4 +170,4 @@ def as_disturbance(given: str | Disturbance | Optimizer) -> Disturbance:
 
 def wide(leaf: Any) -> Any:
     """float32, or the leaf's own type where that is wider."""
-    return jnp.promote_types(jnp.float32, leaf.dtype)
+    return np.promote_types(np.float32, leaf.dtype)

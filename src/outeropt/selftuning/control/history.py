@@ -5,6 +5,7 @@ from typing import Any, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 
@@ -63,7 +64,7 @@ class History(eqx.Module):
         """Inner products of every row with `other`, by age, for each leaf."""
 
         def one(rows, leaf):
-            dtype = jnp.result_type(jnp.float32, leaf.dtype)
+            dtype = np.promote_types(np.float32, leaf.dtype)
             flat = rows.reshape(rows.shape[0], -1).astype(dtype)
             return (flat @ leaf.reshape(-1).astype(dtype))[self._places(rows.shape[0])]
 

@@ -1,5 +1,6 @@
 """The nonstochastic-control meta-optimizer."""
 
+import dataclasses
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -17,6 +18,7 @@ from outeropt.selftuning.control.controllers import CONTROLLERS, Controller
 from outeropt.selftuning.control.disturbances import Disturbance, as_disturbance
 from outeropt.selftuning.control.history import History
 from outeropt.selftuning.control.rollouts import Dynamics, Estimator, Past, end
+from outeropt.selftuning.control.transfer import fitted
 from outeropt.space import Space
 
 
@@ -168,7 +170,7 @@ class MetaOpt(Optimizer):
         self, params: Params, *, num_steps: int | Array | None = None, key: PRNGKeyArray | None = None
     ) -> OptState:
         zeros = self._controller.zeros(params)
-        start = zeros if self.coefficients is None else self._started(zeros)
+        start = zeros if self.coefficients is None else fitted(self.coefficients, zeros)
         # The meta-optimizer is told no length: its run is all episodes together.
         meta = () if self.frozen else self.meta.init(start, key=key)
         return self._episode(start, meta, params, num_steps, key)
@@ -229,7 +231,7 @@ class MetaOpt(Optimizer):
         base, own = (
             tree.where(fine, new, old) for new, old in ((base, state.base), (own, state.disturbance))
         )
-        cost = jnp.where(fine, cost, state.cost).astype(jnp.float32)
+        cost = jnp.where(fine, jnp.asarray(cost).astype(jnp.float32), state.cost)
         return step, MetaOptState(coefficients, meta, base, own, history, past, cost)
 
     def _gradient(self, grads, state: MetaOptState, params, context) -> tuple[Array, PyTree, Params | None]:
@@ -247,14 +249,15 @@ class MetaOpt(Optimizer):
             )
 
         def loss_at(point, ago):
-            return value_fn(point) if value_at is None or step is None else value_at(point, step - ago)
+            if value_at is None or step is None:
+                return value_fn(point)
+            return value_at(point, jnp.asarray(step).astype(ago.dtype) - ago)
 
         dynamics = Dynamics(self._controller, self.base, self.disturbance, kept)
         history, past = state.history, state.past
 
         def cost(coefficients):
-            point = end(dynamics, coefficients, history, past, self.horizon, self.estimator, loss_at)
-            point = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), point, params)
+            point = end(dynamics, coefficients, history, past, params, self.horizon, self.estimator, loss_at)
             return value_fn(point), point
 
         (value, ahead), gradient = jax.value_and_grad(cost, has_aux=True)(state.coefficients)
@@ -269,17 +272,37 @@ class MetaOpt(Optimizer):
             moved = self._controller.project(moved, self.radius * (1.0 - self.radius_decay) ** ages)
         return tree.where(learns, moved, state.coefficients), tree.where(learns, meta, state.meta)
 
+    def with_controller(self, coefficients: PyTree) -> "MetaOpt":
+        """A copy that starts from these coefficients, of any memory, kind and model.
+
+        They are brought into form when training starts; see `control.transfer.fitted`.
+        """
+        return eqx.tree_at(lambda o: o.coefficients, self, coefficients, is_leaf=lambda leaf: leaf is None)
+
+    def freeze(self) -> "MetaOpt":
+        """A copy whose coefficients stay as they are."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return type(self)(**{**fields, "frozen": True, "play": "real"})
+
     def after(self, state: MetaOptState) -> "MetaOpt":
         played = state.coefficients
         if not self.frozen:
             played = self.meta.eval_params(state.meta, played)
-        return eqx.tree_at(lambda o: o.coefficients, self, played, is_leaf=lambda leaf: leaf is None)
+        return self.with_controller(played)
 
     def diagnostics(self, state: MetaOptState) -> dict[str, Array]:
         coefficients = self._controller.summary(state.coefficients)
-        found = {"cost": state.cost, "coefficients.sum": jnp.sum(coefficients)}
+        total = jnp.sum(coefficients)
+        found = {"coefficients.sum": total}
         found |= {f"coefficient.{i}": coefficients[i] for i in range(self.memory)}
-        return found | {f"base.{name}": value for name, value in self.base.diagnostics(state.base).items()}
+        found |= {f"base.{name}": value for name, value in self.base.diagnostics(state.base).items()}
+        if not self.frozen:
+            found["cost"] = state.cost
+        if "learning_rate" in self.base.hyperparameters:
+            # Of all disturbances together: what a constant gradient would be multiplied by.
+            rate = self.base.hyperparameters["learning_rate"]
+            found["effective_learning_rate"] = rate.astype(total.dtype) - total
+        return found
 
     @property
     def spaces(self) -> dict[str, Space]:
@@ -302,14 +325,3 @@ class MetaOpt(Optimizer):
     @property
     def _rolls(self) -> bool:
         return self.estimator != "gaps" and not self.frozen
-
-    def _started(self, zeros: PyTree) -> PyTree:
-        """The given coefficients, which must have the form that this model and controller need."""
-        wanted = jax.tree.map(lambda leaf: leaf.shape, zeros)
-        found = jax.tree.map(jnp.shape, self.coefficients)
-        if jax.tree.structure(zeros) != jax.tree.structure(self.coefficients) or wanted != found:
-            raise ConfigError(
-                f"The coefficients do not fit: a {self.controller} controller of memory {self.memory} on "
-                f"these parameters has {wanted}, these are {found}; fill them in by with_controller."
-            )
-        return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), self.coefficients, zeros)

@@ -69,6 +69,7 @@ def end(
     coefficients: PyTree,
     history: History,
     past: Past,
+    params: Params,
     horizon: int,
     estimator: Estimator,
     loss_at: Callable[[Params, Array], Array],
@@ -86,6 +87,7 @@ def end(
     Meta-optimization", 2023, arXiv 2301.07902).
 
     Args:
+      params: where they are; the end of a rollout at the first step of a run.
       loss_at: `(params, ago) -> loss` on the minibatch of `ago` steps before this one.
     """
     controller, now = dynamics.controller, history.count
@@ -114,4 +116,4 @@ def end(
     start = past.params.row(first), states
     steps = jnp.arange(horizon, dtype=jnp.int32)
     ((y, _), _) = jax.lax.scan(body, start, steps, unroll=min(horizon, _UNROLL))
-    return y
+    return jax.tree.map(lambda leaf, real: jnp.where(now > 0, leaf.astype(real.dtype), real), y, params)
