@@ -1,4 +1,4 @@
-"""Test functions, quadratics and regressions against known minima and shapes."""
+"""Quadratics and regressions against known minima and shapes."""
 
 import jax
 import jax.numpy as jnp
@@ -8,56 +8,7 @@ import pytest
 from outeropt import tasks
 from outeropt.errors import MissingData
 from outeropt.task import SPLITS
-from outeropt.tasks import functions
 from task_fixtures import KEY
-
-
-def surface_points(surface):
-    return jnp.asarray(surface.minimisers, jnp.float32)
-
-
-@pytest.fixture(scope="module")
-def surfaces_evaluated():
-    """Values and gradients of every function at its minimisers and at random points, in one program."""
-
-    @jax.jit
-    def run():
-        results = {}
-        for name, surface in functions.SURFACES.items():
-            task = functions.FunctionTask(name, surface)
-
-            def value(point, task=task):
-                return task.loss(point, None, None, None)[0]
-
-            starts = jax.vmap(lambda key, task=task: task.init(key)[0])(jax.random.split(KEY, 256))
-            low, high = jnp.asarray(surface.domain, jnp.float32).T
-            outside = low[None] + (starts - low[None]) * 4 - 1.5 * (high - low)[None]
-            results[name] = (
-                jax.vmap(value)(surface_points(surface)),
-                jax.vmap(jax.grad(value))(surface_points(surface)),
-                starts,
-                *jax.vmap(jax.value_and_grad(value))(jnp.concatenate([starts, outside])),
-            )
-        return results
-
-    return run()
-
-
-@pytest.mark.parametrize("name", functions.SURFACES)
-def test_surface(surfaces_evaluated, name):
-    surface = functions.SURFACES[name]
-    at_minima, slopes, starts, values, grads = map(np.asarray, surfaces_evaluated[name])
-    scale = max(1.0, abs(surface.minimum), float(np.ptp(values[:256])) * 0.1)
-    np.testing.assert_allclose(at_minima, surface.minimum, rtol=0, atol=2e-5 * scale)
-    assert (values >= surface.minimum - 2e-5 * scale).all()
-    assert np.isfinite(values).all() and np.isfinite(grads).all() and np.isfinite(slopes).all()
-    low, high = np.asarray(surface.domain, np.float32).T
-    assert (starts >= low).all() and (starts <= high).all() and np.ptp(starts, axis=0).min() > 0
-    assert surface.source
-
-
-def test_there_are_thirty_surfaces():
-    assert len(functions.SURFACES) >= 30
 
 
 def test_quadratic_has_the_spectrum_of_its_name():

@@ -57,6 +57,11 @@ class Task(eqx.Module):
         """The smallest value the loss can take, where it is known."""
         return None
 
+    @property
+    def notes(self) -> str:
+        """What the task is, in a sentence or two: the first paragraph of its class' description."""
+        return " ".join((type(self).__doc__ or "").split("\n\n")[0].split())
+
 
 class TaskFamily(eqx.Module):
     """A distribution over tasks of equal shape, so that lanes and particles can differ in task as well.

@@ -32,7 +32,7 @@ def run(config: Config) -> None:
         print(_learned(name))
     elif name in optimizers.names() or prefix in optimizers.prefixes():
         print(optimizers.describe(name))
-    elif name in tasks.names() or ".py:" in name:
+    elif tasks.known(name) or ".py:" in name:
         print(_facts(tasks.describe(name)))
     elif name in data.names():
         print(data.describe(name))

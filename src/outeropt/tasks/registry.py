@@ -13,8 +13,9 @@ import jax
 from outeropt import data
 from outeropt.errors import OuteroptError, UnknownName, unknown_name
 from outeropt.task import SPLITS, Task
-from outeropt.tasks import functions, quadratic, regression
+from outeropt.tasks import quadratic, regression
 from outeropt.tasks.file import from_file
+from outeropt.tasks.functions import named as functions
 from outeropt.tasks.images import autoencoder, conv, image_mlp, mixer, resnet, vgg, vit
 from outeropt.tasks.published import META_TRAINING, MISSING_DATA
 from outeropt.tasks.sequences import rnn, transformer
@@ -40,7 +41,9 @@ _FAMILIES: dict[str, ModuleType] = {
 # A task's name says its data; the first of these that it contains counts.
 _DATASETS: dict[str, str] = {
     "FashionMnist": "fashion_mnist",
+    "FashionMNIST": "fashion_mnist",
     "Mnist": "mnist",
+    "MNIST": "mnist",
     "Cifar10": "cifar10",
     "Digits": "digits",
     "TinyShakespeareBytes": "tinyshakespeare_bytes",
@@ -52,6 +55,17 @@ _DATASETS: dict[str, str] = {
         for table in ("boston", "concrete", "energy", "kin8nm", "naval", "power", "wine", "yacht")
     },
 }
+
+
+def _find(name: str) -> tuple[str, Callable[[], Task]] | None:
+    """Family and builder of a name, listed or formed by a rule; None if no task is called so."""
+    for title, module in _FAMILIES.items():
+        if name in module.TASKS:
+            return title, module.TASKS[name]
+    if builder := functions.by_rule(name):
+        return "functions", builder
+    written_out = _written_out(name)
+    return None if written_out == name else _find(written_out)
 
 
 def _tasks() -> dict[str, Callable[[], Task]]:
@@ -67,12 +81,17 @@ def names(pattern: str | None = None) -> list[str]:
     return [name for name in _tasks() if pattern is None or fnmatch.fnmatchcase(name, pattern)]
 
 
+def known(name: str) -> bool:
+    """Whether `get` knows a task of this name: listed, or formed by one of its rules."""
+    return _find(name) is not None
+
+
 def family(name: str) -> str:
-    """The family of a registered name, such as `"image_mlp"`."""
-    for title, module in _FAMILIES.items():
-        if name in module.TASKS:
-            return title
-    raise _unknown(name)
+    """The family of a name that `get` takes, such as `"image_mlp"`."""
+    found = _find(name)
+    if found is None:
+        raise _unknown(name)
+    return found[0]
 
 
 def dataset(name: str) -> str | None:
@@ -84,12 +103,14 @@ def get(name: str) -> Task:
     """A task by name or by file.
 
     Args:
-      name: a registered name, in which `128x3` may stand for `128x128x128`, or `path/to/file.py:attribute`
-        where the attribute is a `Task` or a function without arguments that gives one.
+      name: a listed name, in which `128x3` may stand for `128x128x128`; a test function with its number of
+        parameters behind it, such as `Function_Ackley_7`; or `path/to/file.py:attribute` where the attribute
+        is a `Task` or a function without arguments that gives one.
 
     Raises:
       UnknownName: no task is called so; the message says what is close, or which data the published task
         would need.
+      ConfigError: a test function makes no sense with so few parameters.
       MissingData: the task's data are not on this machine and could not be fetched.
       OuteroptError: the file is missing, raises, lacks the attribute, or gives something that is no task.
     """
@@ -98,10 +119,10 @@ def get(name: str) -> Task:
         return from_file(Path(path), attribute)
     if name.endswith(".py"):
         raise OuteroptError(f"{name!r} names a file but no task in it; write {name}:attribute.")
-    builder = _tasks().get(name) or _tasks().get(_written_out(name))
-    if builder is None:
+    found = _find(name)
+    if found is None:
         raise _unknown(name)
-    return builder()
+    return found[1]()
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -115,7 +136,7 @@ def describe(name: str) -> dict[str, Any]:
     Raises:
       As `get`.
     """
-    registered = name in _tasks()
+    registered = known(name)
     facts: dict[str, Any] = {
         "name": name,
         "family": family(name) if registered else "own",
@@ -140,7 +161,7 @@ def describe(name: str) -> dict[str, Any]:
         "splits": list(SPLITS),
         "metrics": sorted(metrics),
         "minimum": task.minimum,
-        "notes": " ".join((type(task).__doc__ or "").split("\n\n")[0].split()),
+        "notes": task.notes,
     }
 
 
