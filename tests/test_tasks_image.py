@@ -77,24 +77,30 @@ def test_published_tasks_have_their_published_shape(name, blank_images):
 _VGG16_CHANNELS = [3, 64, 64, 128, 128, *[256] * 3, *[512] * 6]
 _VGG16 = sum((9 * i + 1) * o for i, o in itertools.pairwise(_VGG16_CHANNELS)) + 5130
 
+# Each group: a block that changes width, with shortcut, and one that keeps it; two norms each.
+_RESNET18 = (
+    27 * 64
+    + sum(
+        (9 * i * o + 9 * o * o + i * o + 2 * i + 2 * o) + (18 * o * o + 4 * o)
+        for i, o in [(64, 64), (64, 128), (128, 256), (256, 512)]
+    )
+    + (2 * 512 + 5130)
+)
+
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        # Each group: a block that changes width, with shortcut, and one that keeps it; two norms each.
-        (
-            "ResNet_Cifar10_18",
-            27 * 64
-            + sum(
-                (9 * i * o + 9 * o * o + i * o + 2 * i + 2 * o) + (18 * o * o + 4 * o)
-                for i, o in [(64, 64), (64, 128), (128, 256), (256, 512)]
-            )
-            + (2 * 512 + 5130),
-        ),
+        ("ResNet_Cifar10_18", _RESNET18),
+        ("ResNet18_Cifar10", _RESNET18),
         # 13 convolutions with bias and one linear layer of 512 x 10.
         ("VGG16_Cifar10", _VGG16),
         # Two vectors a convolution: 2 * (2*64 + 2*128 + 3*256 + 6*512) = 8448 more.
         ("VGG16_Cifar10_batchnorm", _VGG16 + 8448),
+        ("VGG16_Cifar10_batchnorm_Dropout05_BS512", _VGG16 + 8448),
+        # The workloads of Meta-Optimization; LeNet-5 with padding SAME sees 7 x 7 positions after pooling.
+        ("MNIST_MLP", 785 * 100 + 101 * 100 + 1010),
+        ("MNIST_Conv", 26 * 6 + 151 * 16 + 785 * 120 + 121 * 84 + 850),
         # 6 * (12 * 384^2 + 13 * 384) in the blocks; patches, token, 65 positions, norm, head around them.
         ("VIT_Cifar10_wideshallow", 6 * (12 * 384**2 + 13 * 384) + 49 * 384 + 66 * 384 + 2 * 384 + 3850),
         # 5 blocks: 2 norms, tokens 64-384-64, features 512-2048-512.

@@ -177,6 +177,21 @@ def test_vgg_against_numpy():
     assert new_state["rest1_statistics"].shape == state["rest1_statistics"].shape == (2, 3, 4)
 
 
+def test_vgg_drops_features_before_its_last_layer_in_training_only():
+    data, shape = small_data(), {"widths": (3, 40), "depths": (1, 1)}
+    task = vgg.VGG(name="mine", data=data, **shape, dropout=0.5)
+    plain = vgg.VGG(name="mine", data=data, **shape)
+    params, _ = drawn(task)
+    images = some_images(task)
+
+    def scores(task, key):
+        return np.asarray(run(task.logits, params, None, images, key)[0])
+
+    one, two = (scores(task, jax.random.key(seed)) for seed in (0, 1))
+    assert not np.array_equal(one, two)
+    np.testing.assert_allclose(scores(task, None), scores(plain, jax.random.key(0)), rtol=1e-5)
+
+
 def test_resnet_against_numpy():
     task = resnet.ResNet(name="mine", data=small_data(), widths=(3, 4), blocks=2)
     params, state = drawn(task)

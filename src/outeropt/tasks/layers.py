@@ -4,6 +4,7 @@ Initial weights are those of dm-haiku's layers, with which the tasks of learned_
 that curves of tasks of the same name compare.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -41,10 +42,23 @@ def fan_in_normal(key: PRNGKeyArray, shape: Sequence[int], gain: float = 1.0) ->
     The fan-in is the product of all axes but the last. The cut is not compensated: the standard deviation is
     0.88 times the factor, as in dm-haiku's `TruncatedNormal`.
     """
-    fan_in = 1
-    for length in shape[:-1]:
-        fan_in *= length
-    return jax.random.truncated_normal(key, -2.0, 2.0, tuple(shape), jnp.float32) * (gain / fan_in**0.5)
+    weights = jax.random.truncated_normal(key, -2.0, 2.0, tuple(shape), jnp.float32)
+    return weights * (gain / _fan_in(shape) ** 0.5)
+
+
+def fan_in_normal_uncut(key: PRNGKeyArray, shape: Sequence[int], gain: float = 1.0) -> Float[Array, "..."]:
+    """Weights `gain / sqrt(fan_in)` times a standard normal, whose tails are not cut off."""
+    return jax.random.normal(key, tuple(shape), jnp.float32) * (gain / _fan_in(shape) ** 0.5)
+
+
+def _fan_in(shape: Sequence[int]) -> int:
+    return math.prod(shape[:-1])
+
+
+INITIAL: dict[str, Callable[..., Array]] = {
+    "truncated_normal": fan_in_normal,
+    "normal": fan_in_normal_uncut,
+}
 
 
 def along_last(vector: Float[Array, "features"], x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -60,16 +74,19 @@ def linear(
     return y + along_last(b, y)
 
 
-def mlp_init(key: PRNGKeyArray, sizes: Sequence[int]) -> dict[str, Array]:
+def mlp_init(
+    key: PRNGKeyArray, sizes: Sequence[int], weights: Callable[..., Array] = fan_in_normal
+) -> dict[str, Array]:
     """Parameters `w{i}` and `b{i}` of a chain of linear layers.
 
     Args:
       key: randomness.
       sizes: widths, the input's first and the output's last.
+      weights: draws a layer's weights from a key and a shape; biases are 0.
     """
     params = {}
     for i, layer_key in enumerate(jax.random.split(key, len(sizes) - 1)):
-        params[f"w{i}"] = fan_in_normal(layer_key, sizes[i : i + 2])
+        params[f"w{i}"] = weights(layer_key, sizes[i : i + 2])
         params[f"b{i}"] = jnp.zeros(sizes[i + 1], jnp.float32)
     return params
 

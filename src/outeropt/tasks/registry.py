@@ -1,6 +1,7 @@
 """Every task by name."""
 
 import fnmatch
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from outeropt.tasks.functions import named as functions
 from outeropt.tasks.images import autoencoder, conv, image_mlp, mixer, resnet, vgg, vit
 from outeropt.tasks.published import META_TRAINING, MISSING_DATA
 from outeropt.tasks.sequences import rnn, transformer
-from outeropt.tasks.wrappers import gradients
+from outeropt.tasks.wrappers import fixed_batch, gradients
 
 
 _FAMILIES: dict[str, ModuleType] = {
@@ -36,6 +37,7 @@ _FAMILIES: dict[str, ModuleType] = {
     "rnn": rnn,
     "transformer": transformer,
     "gradients": gradients,
+    "fixed_batch": fixed_batch,
 }
 
 # A task's name says its data; the first of these that it contains counts.
@@ -64,6 +66,9 @@ def _find(name: str) -> tuple[str, Callable[[], Task]] | None:
             return title, module.TASKS[name]
     if builder := functions.by_rule(name):
         return "functions", builder
+    inside = name.removesuffix(fixed_batch.SUFFIX)
+    if inside != name and (found := _find(inside)):
+        return "fixed_batch", functools.partial(fixed_batch.build, found[1])
     written_out = _written_out(name)
     return None if written_out == name else _find(written_out)
 
@@ -104,13 +109,15 @@ def get(name: str) -> Task:
 
     Args:
       name: a listed name, in which `128x3` may stand for `128x128x128`; a test function with its number of
-        parameters behind it, such as `Function_Ackley_7`; or `path/to/file.py:attribute` where the attribute
-        is a `Task` or a function without arguments that gives one.
+        parameters behind it, such as `Function_Ackley_7`; any of these with `_FixedBatch` behind it; or
+        `path/to/file.py:attribute` where the attribute is a `Task` or a function without arguments that
+        gives one.
 
     Raises:
       UnknownName: no task is called so; the message says what is close, or which data the published task
         would need.
-      ConfigError: a test function makes no sense with so few parameters.
+      ConfigError: a test function makes no sense with so few parameters, or a task without batches was to
+        have a fixed one.
       MissingData: the task's data are not on this machine and could not be fetched.
       OuteroptError: the file is missing, raises, lacks the attribute, or gives something that is no task.
     """

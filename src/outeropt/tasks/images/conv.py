@@ -162,6 +162,7 @@ _LENET: Table = {
     "LeNet_Mnist": (Images("mnist"), {}),
     "LeNet_FashionMnist": (Images("fashion_mnist"), {}),
     "LeNet_Cifar10": (Images("cifar10"), {}),
+    "MNIST_Conv": (Images("mnist", batch_size=512), {}),
 }
 
 TASKS = builders(ConvNet, _CONV) | builders(LeNet, _LENET)

@@ -6,6 +6,8 @@ key) turns dropout off and uses running statistics, so evaluation curves of thos
 losses not.
 """
 
+from typing import Literal
+
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -13,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from outeropt.data.arrays import ArrayData
 from outeropt.task import ModelState, Params
 from outeropt.tasks.images.image_classifier import ImageClassifier, Images, Table, builders
-from outeropt.tasks.layers import activation, dropout, linear, mlp_init
+from outeropt.tasks.layers import INITIAL, activation, dropout, linear, mlp_init
 from outeropt.tasks.losses import Criterion
 from outeropt.tasks.norms import Norm, norm_init, normalize
 
@@ -28,6 +30,7 @@ class ImageMLP(ImageClassifier):
       activation: name of the activation, one of `layers.ACTIVATIONS`.
       norm: `"layer_norm"`, `"batch_norm"` or None.
       dropout: probability of dropping a hidden unit, in [0, 1).
+      weights: distribution of the initial weights, one of `layers.INITIAL`.
     """
 
     name: str = eqx.field(static=True)
@@ -38,12 +41,14 @@ class ImageMLP(ImageClassifier):
     dropout: float = eqx.field(static=True, default=0.0)
     criterion: Criterion = eqx.field(static=True, default="softmax")
     classes: int = eqx.field(static=True, default=10)
+    weights: Literal["truncated_normal", "normal"] = eqx.field(static=True, default="truncated_normal")
 
     def init(self, key: PRNGKeyArray) -> tuple[Params, ModelState]:
         height, width, channels = self.image_shape
         norm_params, state = norm_init(self.norm, dict(enumerate(self.hidden)))
+        sizes = (height * width * channels, *self.hidden, self.classes)
         return {
-            **mlp_init(key, (height * width * channels, *self.hidden, self.classes)),
+            **mlp_init(key, sizes, INITIAL[self.weights]),
             **norm_params,
         }, state
 
@@ -69,6 +74,9 @@ _DIGITS = Images("digits")
 _MNIST = Images("mnist")
 _FASHION = Images("fashion_mnist")
 _CIFAR = Images("cifar10")
+
+# The workloads of Meta-Optimization: two hidden layers of 100, large batches, weights N(0, 1 / fan_in).
+_HUNDRED = {"hidden": (100, 100), "weights": "normal"}
 
 _TABLE: Table = {
     # Published names.
@@ -129,6 +137,9 @@ _TABLE: Table = {
         _CIFAR,
         {"hidden": (256, 256), "activation": "gelu", "norm": "layer_norm"},
     ),
+    "Digits_MLP": (Images("digits", batch_size=512), _HUNDRED),
+    "MNIST_MLP": (Images("mnist", batch_size=512), _HUNDRED),
+    "FashionMNIST_MLP": (Images("fashion_mnist", batch_size=512), _HUNDRED),
 }
 
 TASKS = builders(ImageMLP, _TABLE)

@@ -118,6 +118,10 @@ _TABLE: Table = {
     "ResNet_Cifar10_14": (Images("cifar10"), {"widths": (16, 32, 64), "blocks": 2}),
     "ResNet_Cifar10_20": (Images("cifar10"), {"widths": (16, 32, 64), "blocks": 3}),
     "ResNet_Cifar10_18": (Images("cifar10"), {"widths": (64, 128, 256, 512), "blocks": 2}),
+    "ResNet18_Cifar10": (
+        Images("cifar10", batch_size=512),
+        {"widths": (64, 128, 256, 512), "blocks": 2},
+    ),
 }
 
 TASKS = builders(ResNet, _TABLE)

@@ -17,6 +17,7 @@ from outeropt.tasks.images.image_classifier import ImageClassifier, Images, Tabl
 from outeropt.tasks.layers import (
     along_last,
     conv,
+    dropout,
     fan_in_normal,
     linear,
     max_pool,
@@ -45,6 +46,7 @@ class VGG(ImageClassifier):
       widths: channels of each stage.
       depths: convolutions of each stage.
       norm: `"batch_norm"`, `"layer_norm"` (over channels) or None.
+      dropout: probability of dropping a feature before the linear layer, in [0, 1).
 
     Raises:
       ConfigError: there are not as many widths as depths.
@@ -55,6 +57,7 @@ class VGG(ImageClassifier):
     widths: tuple[int, ...] = eqx.field(static=True)
     depths: tuple[int, ...] = eqx.field(static=True)
     norm: Norm = eqx.field(static=True, default=None)
+    dropout: float = eqx.field(static=True, default=0.0)
     criterion: Criterion = eqx.field(static=True, default="softmax")
     classes: int = eqx.field(static=True, default=10)
 
@@ -122,7 +125,8 @@ class VGG(ImageClassifier):
                 x, layer_state = jax.lax.scan(layer, x, leaves)
                 new |= prefixed(layer_state, f"rest{s}")
             x = max_pool(x, 2)
-        return linear(x.reshape(x.shape[0], -1), params["head_w"], params["head_b"]), new or None
+        x = dropout(x.reshape(x.shape[0], -1), self.dropout, key)
+        return linear(x, params["head_w"], params["head_b"]), new or None
 
 
 _VGG16 = {"widths": (64, 128, 256, 512, 512), "depths": (2, 2, 3, 3, 3)}
@@ -131,6 +135,10 @@ _SLIM = {"widths": (16, 32, 64), "depths": (1, 1, 2)}
 _TABLE: Table = {
     "VGG16_Cifar10": (Images("cifar10"), _VGG16),
     "VGG16_Cifar10_batchnorm": (Images("cifar10"), {**_VGG16, "norm": "batch_norm"}),
+    "VGG16_Cifar10_batchnorm_Dropout05_BS512": (
+        Images("cifar10", batch_size=512),
+        {**_VGG16, "norm": "batch_norm", "dropout": 0.5},
+    ),
     "VGG11_Cifar10_batchnorm": (
         Images("cifar10"),
         {"widths": (64, 128, 256, 512, 512), "depths": (1, 1, 2, 2, 2), "norm": "batch_norm"},
