@@ -46,6 +46,13 @@ def fan_in_normal(key: PRNGKeyArray, shape: Sequence[int], gain: float = 1.0) ->
     return weights * (gain / _fan_in(shape) ** 0.5)
 
 
+def stacked_fan_in_normal(
+    key: PRNGKeyArray, depth: int, shape: Sequence[int], gain: float = 1.0
+) -> Float[Array, "depth ..."]:
+    """`fan_in_normal` weights of `depth` equal layers, stacked along a leading axis for one scan."""
+    return jax.vmap(lambda one: fan_in_normal(one, shape, gain))(jax.random.split(key, depth))
+
+
 def fan_in_normal_uncut(key: PRNGKeyArray, shape: Sequence[int], gain: float = 1.0) -> Float[Array, "..."]:
     """Weights `gain / sqrt(fan_in)` times a standard normal, whose tails are not cut off."""
     return jax.random.normal(key, tuple(shape), jnp.float32) * (gain / _fan_in(shape) ** 0.5)
@@ -119,8 +126,7 @@ def blocks_init(
         "offset": jnp.zeros((depth, 2, width), jnp.float32),
     }
     for layer_key, (layer, shape) in zip(jax.random.split(key, len(layers)), layers.items()):
-        keys = jax.random.split(layer_key, depth)
-        params[f"{layer}_w"] = jax.vmap(lambda k, shape=shape: fan_in_normal(k, shape))(keys)
+        params[f"{layer}_w"] = stacked_fan_in_normal(layer_key, depth, shape)
         params[f"{layer}_b"] = jnp.zeros((depth, shape[-1]), jnp.float32)
     return params
 

@@ -19,7 +19,7 @@ from outeropt.tasks.file import from_file
 from outeropt.tasks.functions import named as functions
 from outeropt.tasks.images import autoencoder, conv, image_mlp, mixer, resnet, vgg, vit
 from outeropt.tasks.published import META_TRAINING, MISSING_DATA
-from outeropt.tasks.sequences import rnn, transformer
+from outeropt.tasks.sequences import rnn, seq2seq, transformer
 from outeropt.tasks.wrappers import fixed_batch, gradients
 
 
@@ -36,6 +36,7 @@ _FAMILIES: dict[str, ModuleType] = {
     "mixer": mixer,
     "rnn": rnn,
     "transformer": transformer,
+    "seq2seq": seq2seq,
     "gradients": gradients,
     "fixed_batch": fixed_batch,
 }

@@ -4,8 +4,6 @@ Patches are embedded linearly; blocks are pre-norm; the last layer starts at zer
 patches of 16 x 16 pixels on images of 32 and 64; for the images here they are 2, 4 or 7.
 """
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from outeropt.data.arrays import ArrayData
 from outeropt.errors import ConfigError
 from outeropt.task import ModelState, Params
+from outeropt.tasks.attention import self_attend
 from outeropt.tasks.images.image_classifier import ImageClassifier, Images, Table, builders
 from outeropt.tasks.layers import blocks_init, dropout, fan_in_normal, linear, part, patches, prefixed
 from outeropt.tasks.losses import Criterion
@@ -103,7 +102,9 @@ class ViT(ImageClassifier):
             block_params, block_keys = leaves
             first, second = (None, None) if block_keys is None else block_keys
             y = layer_norm(x, block_params["scale"][0], block_params["offset"][0])
-            x = x + dropout(_attention(y, block_params, self.heads), self.dropout, first)
+            y = self_attend(linear(y, block_params["qkv_w"], block_params["qkv_b"]), self.heads)
+            y = linear(y, block_params["out_w"], block_params["out_b"])
+            x = x + dropout(y, self.dropout, first)
             y = layer_norm(x, block_params["scale"][1], block_params["offset"][1])
             y = linear(
                 jax.nn.gelu(linear(y, block_params["up_w"], block_params["up_b"])),
@@ -116,18 +117,6 @@ class ViT(ImageClassifier):
         x, _ = jax.lax.scan(block, x, (part(params, "blocks"), block_keys))
         x = layer_norm(x[:, 0], params["scale"], params["offset"])
         return linear(x, params["head_w"], params["head_b"]), state
-
-
-def _attention(
-    x: Float[Array, "rows tokens width"], params: dict[str, Array], heads: int
-) -> Float[Array, "rows tokens width"]:
-    """Self-attention of all tokens (Vaswani et al. 2017, arXiv 1706.03762, equation 1)."""
-    rows, tokens, width = x.shape
-    qkv = linear(x, params["qkv_w"], params["qkv_b"]).reshape(rows, tokens, 3, heads, width // heads)
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    scores = jnp.einsum("rqhf,rkhf->rhqk", q, k) * (1 / math.sqrt(width // heads))
-    mixed = jnp.einsum("rhqk,rkhf->rqhf", jax.nn.softmax(scores, axis=-1), v)
-    return linear(mixed.reshape(rows, tokens, width), params["out_w"], params["out_b"])
 
 
 _TINY = {"width": 32, "depth": 2, "heads": 4, "mlp_width": 64}

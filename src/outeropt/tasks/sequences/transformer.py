@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from outeropt.errors import ConfigError
 from outeropt.task import Split, Task
-from outeropt.tasks.layers import dropout, fan_in_normal
+from outeropt.tasks.attention import causal, self_attend
+from outeropt.tasks.layers import dropout, fan_in_normal, stacked_fan_in_normal
 from outeropt.tasks.norms import layer_norm
 from outeropt.tasks.sequences.language import TokenData, embed, next_token_loss, source
 
@@ -59,9 +60,7 @@ class TransformerLM(Task):
         residual = 1 / math.sqrt(2 * self.layers)
 
         def stacked(name, shape, gain=1.0):
-            return jax.vmap(lambda one: fan_in_normal(one, shape, gain))(
-                jax.random.split(keys[name], self.layers)
-            )
+            return stacked_fan_in_normal(keys[name], self.layers, shape, gain)
 
         return {
             "embedding": jax.random.normal(keys["embedding"], (self.vocabulary, width)) / math.sqrt(width),
@@ -96,8 +95,9 @@ class TransformerLM(Task):
         def block(x, scanned):
             weights, keys = scanned
             first, second = (None, None) if keys is None else keys
-            y = self._attention(layer_norm(x, weights["scale"][0], weights["offset"][0]), weights)
-            x = x + drop(y, first)
+            y = layer_norm(x, weights["scale"][0], weights["offset"][0])
+            y = self_attend(y @ weights["qkv"], self.heads, causal(obs.shape[1]))
+            x = x + drop(y @ weights["out"], first)
             y = layer_norm(x, weights["scale"][1], weights["offset"][1])
             return x + drop(jax.nn.gelu(y @ weights["up"]) @ weights["down"], second), None
 
@@ -105,17 +105,6 @@ class TransformerLM(Task):
         x = drop(x, None if keys is None else keys[-1, 0])
         x, _ = jax.lax.scan(block, x, (blocks, None if keys is None else keys[:-1]))
         return layer_norm(x, scale[-1], offset[-1]) @ params["head"]
-
-    def _attention(
-        self, x: Float[Array, "batch length width"], weights: dict[str, Array]
-    ) -> Float[Array, "batch length width"]:
-        rows, length, width = x.shape
-        qkv = (x @ weights["qkv"]).reshape(rows, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        scores = jnp.einsum("blhd,bmhd->bhlm", q, k) * (width // self.heads) ** -0.5
-        causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
-        attention = jax.nn.softmax(jnp.where(causal, scores, -1e9), axis=-1)
-        return jnp.einsum("bhlm,bmhd->blhd", attention, v).reshape(rows, length, width) @ weights["out"]
 
     def batch(self, split: Split, key: PRNGKeyArray) -> dict[str, Int[Array, "batch length"]]:
         """Sequences and their next tokens."""

@@ -12,6 +12,7 @@ from outeropt.data.arrays import ArrayData
 from outeropt.errors import ConfigError
 from outeropt.task import Batch, Split, Task
 from outeropt.tasks.images import conv, image_mlp, resnet, vgg
+from outeropt.tasks.sequences import seq2seq
 from outeropt.tasks.wrappers.augment import Wrapped
 from outeropt.tree import size
 
@@ -69,10 +70,15 @@ def fixed(task: Task, seed: int = 0) -> FixedBatch:
             index = jnp.arange(data.batch_size) % size(train)
             rows = jax.tree.map(lambda leaf: leaf[index], train)
         else:
-            rows = jax.jit(lambda key: task.batch("train", key))(jax.random.key(seed))
+            rows = _drawn(task, jax.random.key(seed))
     if not jax.tree.leaves(rows):
         raise ConfigError(f"Task {task.name!r} has no batches, so none can be fixed; use it as it is.")
     return FixedBatch(task, rows)
+
+
+@eqx.filter_jit
+def _drawn(task: Task, key: PRNGKeyArray) -> Batch:
+    return task.batch("train", key)
 
 
 def build(inner: Callable[[], Task]) -> FixedBatch:
@@ -85,6 +91,7 @@ _LISTED = {
     conv: ("MNIST_Conv",),
     vgg: ("VGG16_Cifar10_batchnorm_Dropout05_BS512",),
     resnet: ("ResNet18_Cifar10",),
+    seq2seq: ("Translation_Transformer_1L64", "Translation_Transformer_6L512"),
 }
 
 TASKS: dict[str, Callable[[], Task]] = {
