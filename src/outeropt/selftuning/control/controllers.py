@@ -33,17 +33,8 @@ class Controller(eqx.Module):
         """Coefficients that do nothing."""
 
     @abc.abstractmethod
-    def act(self, coefficients: PyTree, rows: Params) -> Params:
-        """`sum_i M_i w_i`.
-
-        Args:
-          coefficients: `M`.
-          rows: disturbances by age, an axis of `memory` on every leaf.
-        """
-
-    def play(self, coefficients: PyTree, history: History) -> Params:
-        """`sum_i M_i w_{t-i}`, where the newest row of the history is `w_t`."""
-        return self.act(coefficients, history.newest(self.memory))
+    def play(self, coefficients: PyTree, history: History, age: int | Array = 0) -> Params:
+        """`sum_i M_i w_{s-i}`, where `w_s` is the row of the given age: `w_t` itself, unless told."""
 
     @abc.abstractmethod
     def along(self, history: History, grads: Params, kept: Array, horizon: int) -> PyTree:
@@ -75,11 +66,8 @@ class Scalar(Controller):
     def zeros(self, params: Params) -> Float[Array, " H"]:
         return jnp.zeros(self.memory, _widest(params))
 
-    def act(self, coefficients: Float[Array, " H"], rows: Params) -> Params:
-        return jax.tree.map(lambda leaf: _mix(coefficients, leaf), rows)
-
-    def play(self, coefficients: Float[Array, " H"], history: History) -> Params:
-        return history.weighted(jax.tree.map(lambda _: coefficients, history.rows))
+    def play(self, coefficients: Float[Array, " H"], history: History, age: int | Array = 0) -> Params:
+        return history.weighted(jax.tree.map(lambda _: coefficients, history.rows), age)
 
     def along(self, history: History, grads: Params, kept: Array, horizon: int) -> Float[Array, " H"]:
         products = [leaf.astype(_widest(grads)) for leaf in history.products(grads)]
@@ -98,11 +86,8 @@ class PerTensor(Controller):
     def zeros(self, params: Params) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.zeros(self.memory, wide(leaf)), params)
 
-    def act(self, coefficients: PyTree, rows: Params) -> Params:
-        return jax.tree.map(_mix, coefficients, rows)
-
-    def play(self, coefficients: PyTree, history: History) -> Params:
-        return history.weighted(coefficients)
+    def play(self, coefficients: PyTree, history: History, age: int | Array = 0) -> Params:
+        return history.weighted(coefficients, age)
 
     def along(self, history: History, grads: Params, kept: Array, horizon: int) -> PyTree:
         products = history.products(grads)
@@ -122,7 +107,8 @@ class Diagonal(Controller):
     def zeros(self, params: Params) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.zeros((self.memory, *leaf.shape), wide(leaf)), params)
 
-    def act(self, coefficients: PyTree, rows: Params) -> Params:
+    def play(self, coefficients: PyTree, history: History, age: int | Array = 0) -> Params:
+        rows = history.newest(self.memory, age)
         return jax.tree.map(lambda m, w: jnp.sum(m * w.astype(m.dtype), axis=0), coefficients, rows)
 
     def along(self, history: History, grads: Params, kept: Array, horizon: int) -> PyTree:
@@ -147,7 +133,8 @@ class Full(Controller):
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         return jnp.zeros((self.memory, size, size), _widest(params))
 
-    def act(self, coefficients: Float[Array, "H n n"], rows: Params) -> Params:
+    def play(self, coefficients: Float[Array, "H n n"], history: History, age: int | Array = 0) -> Params:
+        rows = history.newest(self.memory, age)
         flat = jax.vmap(lambda row: ravel_pytree(row)[0])(rows)
         mixed = jnp.einsum("hmn,hn->m", coefficients, flat.astype(coefficients.dtype))
         _, back = ravel_pytree(jax.tree.map(lambda leaf: leaf[0].astype(coefficients.dtype), rows))
@@ -177,10 +164,6 @@ CONTROLLERS: dict[str, type[Controller]] = {
 
 def _widest(params: Params) -> np.dtype:
     return functools.reduce(np.promote_types, [wide(leaf) for leaf in jax.tree.leaves(params)])
-
-
-def _mix(coefficients: Float[Array, " H"], rows: Float[Array, "H *shape"]) -> Float[Array, "*shape"]:
-    return jnp.tensordot(coefficients, rows.astype(coefficients.dtype), 1)
 
 
 def _summed(by_age: Float[Array, "ages *shape"], kept: Array, memory: int, horizon: int) -> Array:

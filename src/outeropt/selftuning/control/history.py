@@ -56,9 +56,13 @@ class History(eqx.Module):
             self.rows,
         )
 
-    def newest(self, number: int) -> PyTree:
-        """The rows of ages 0 to `number - 1`, in this order."""
-        return jax.tree.map(lambda rows: rows[self._places(rows.shape[0])[:number]], self.rows)
+    def newest(self, number: int, age: int | Array = 0) -> PyTree:
+        """The rows of ages `age` to `age + number - 1`, in this order."""
+
+        def take(rows):
+            return rows[(self.count - 1 - age - jnp.arange(number, dtype=jnp.int32)) % rows.shape[0]]
+
+        return jax.tree.map(take, self.rows)
 
     def products(self, other: PyTree) -> list[Float[Array, " length"]]:
         """Inner products of every row with `other`, by age, for each leaf."""
@@ -66,27 +70,26 @@ class History(eqx.Module):
         def one(rows, leaf):
             dtype = np.promote_types(np.float32, leaf.dtype)
             flat = rows.reshape(rows.shape[0], -1).astype(dtype)
-            return (flat @ leaf.reshape(-1).astype(dtype))[self._places(rows.shape[0])]
+            places = (self.count - 1 - jnp.arange(rows.shape[0], dtype=jnp.int32)) % rows.shape[0]
+            return (flat @ leaf.reshape(-1).astype(dtype))[places]
 
         return jax.tree.leaves(jax.tree.map(one, self.rows, other))
 
-    def weighted(self, coefficients: PyTree) -> PyTree:
-        """The sum of the newest rows, each times its coefficient.
+    def weighted(self, coefficients: PyTree, age: int | Array = 0) -> PyTree:
+        """The sum of the rows from one age on, each times its coefficient.
 
         Args:
           coefficients: for each leaf an array (number,), by age.
+          age: of the row that the first coefficient is for.
         """
 
         def one(rows, weights):
-            length = rows.shape[0]
+            length, number = rows.shape[0], weights.shape[0]
             # A row's age follows from its place: the weights are put in order, not the rows.
-            ages = (self.count - 1 - jnp.arange(length, dtype=jnp.int32)) % length
-            placed = jnp.pad(weights, (0, length - weights.shape[0]))[ages]
+            ages = (self.count - 1 - jnp.arange(length, dtype=jnp.int32)) % length - age
+            counts = (ages >= 0) & (ages < number)
+            placed = jnp.where(counts, weights[jnp.clip(ages, 0, number - 1)], jnp.zeros((), weights.dtype))
             flat = rows.reshape(length, -1).astype(weights.dtype)
             return (placed @ flat).reshape(rows.shape[1:])
 
         return jax.tree.map(one, self.rows, coefficients)
-
-    def _places(self, length: int) -> Int[Array, " length"]:
-        """Where the rows of ages 0, 1, ... are."""
-        return (self.count - 1 - jnp.arange(length, dtype=jnp.int32)) % length

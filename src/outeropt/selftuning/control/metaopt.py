@@ -265,6 +265,8 @@ class MetaOpt(Optimizer):
 
     def _learn(self, gradient, state: MetaOptState, fine: Array) -> tuple[PyTree, OptState]:
         learns = fine & tree.all_finite(gradient) & (state.history.count >= self.learn_from)
+        # What is thrown away must not be zero: Adam's root has no derivative there, and NaN times 0 is NaN.
+        gradient = jax.tree.map(lambda leaf: jnp.where(learns, leaf, jnp.ones_like(leaf)), gradient)
         updates, meta = self.meta.update(gradient, state.meta, state.coefficients)
         moved = jax.tree.map(jnp.add, state.coefficients, updates)
         if self.radius is not None and self.radius_decay is not None:

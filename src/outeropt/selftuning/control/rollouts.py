@@ -91,7 +91,6 @@ def end(
       loss_at: `(params, ago) -> loss` on the minibatch of `ago` steps before this one.
     """
     controller, now = dynamics.controller, history.count
-    rows = history.newest(controller.memory + horizon - 1)
     first = jnp.maximum(now - horizon, 0)
     states = past.base.row(first), None if past.disturbance is None else past.disturbance.row(first)
     fixed = jax.lax.stop_gradient if estimator == "cf1" else lambda tree: tree
@@ -99,15 +98,13 @@ def end(
     def body(carry, h):
         y, (base_state, own_state) = carry
         ago = horizon - h
-        window = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, ago - 1, controller.memory), rows
-        )
         if estimator == "fake":
-            w, own = jax.tree.map(lambda leaf, p: leaf[0].astype(p.dtype), window, y), own_state
+            recorded = history.row(jnp.maximum(now - ago, 0))
+            w, own = jax.tree.map(lambda leaf, p: leaf.astype(p.dtype), recorded, y), own_state
         else:
             grads = jax.grad(loss_at)(fixed(y), ago)
             w, own = fixed(dynamics.disturbance(grads, own_state, fixed(y)))
-        moved, base = dynamics.step(y, w, base_state, controller.act(coefficients, window))
+        moved, base = dynamics.step(y, w, base_state, controller.play(coefficients, history, ago - 1))
         # Steps from before the run do not happen.
         happened = (now - ago) >= 0
         new = (moved, (base, own))
