@@ -1,4 +1,4 @@
-"""Cost of a step of MetaOpt, relative to a step of SGD in the same run, on the network of the original's table.
+"""What a step of MetaOpt costs beside one of SGD in the same run, on the network of the original's table.
 
     python benchmarks/selftuning_step.py
 

@@ -15,7 +15,7 @@ import jax
 import pytest
 
 import outeropt
-from outeropt import bench, data, learned, metatraining, optimizers, store, tasks
+from outeropt import bench, data, learned, metatraining, optimizers, selftuning, store, tasks
 from outeropt.cli import running
 from outeropt.cli.config import parse
 from outeropt.cli.main import VERBS, main
@@ -24,7 +24,7 @@ from outeropt.cli.main import VERBS, main
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
-GUIDES = [DOCS / f"{name}.md" for name in ("tutorial", "learned", "estimators")]
+GUIDES = [DOCS / f"{name}.md" for name in ("tutorial", "learned", "estimators", "selftuning_hypergradient")]
 RUN = [ROOT / "README.md", *GUIDES, *sorted((DOCS / "howto").glob("*.md"))]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r'^```(\w+)(?: title="(.+?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -128,7 +128,7 @@ ROOMS = {
     "outeropt": outeropt,
     **{
         f"outeropt.{room.__name__.split('.')[-1]}": room
-        for room in (bench, data, learned, metatraining, optimizers, store, tasks)
+        for room in (bench, data, learned, metatraining, optimizers, selftuning, store, tasks)
     },
 }
 PUBLIC = [(room, name) for room, module in ROOMS.items() for name in module.__all__]

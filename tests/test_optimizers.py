@@ -19,7 +19,17 @@ from outeropt.optimizers.registry import TABLE
 # These programs run once: compile them fast rather than well.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 STEPS = 12
-COMPOUND = ["clip:adam", "averaged:accumulate:sgd", "linear:lion", "weight_decay:momo"]
+COMPOUND = [
+    "clip:adam",
+    "averaged:accumulate:sgd",
+    "linear:lion",
+    "weight_decay:momo",
+    "hypergradient:sgd",
+    "hypergradient:adam",
+    "clip:hypergradient:momentum",
+    "driven:adam",
+    "driven:sgd",
+]
 # Learned optimizers have a suite of their own.
 REGISTERED = [name for name in optimizers.names() if not name.startswith("learned:")]
 NAMES = [*REGISTERED, *COMPOUND]
@@ -85,7 +95,7 @@ def test_trains_alike_alone_and_in_lanes(name):
     assert tree.all_finite(details[:2])
     assert first < loss(PARAMS), "did not decrease a quadratic"
     for leaf_name, leaf in grads.hyperparameters.items():
-        assert np.isfinite(leaf) or leaf_name in NAN_DERIVATIVE, leaf_name
+        assert np.all(np.isfinite(leaf)) or leaf_name in NAN_DERIVATIVE, leaf_name
     if optimizer.hyperparameters:
         lanes, _ = quick(jax.vmap(train))(tree.stack([optimizer, other]))
         np.testing.assert_allclose(lanes, [first, second], rtol=2e-5)

@@ -1,0 +1,241 @@
+"""How one step of an optimizer depends on some of its leaves, and what the next gradient says about them.
+
+A hypergradient of one step is `<g_t, d u_(t-1) / d z>`: `u_(t-1)` is the update before, `z` a coordinate of a
+leaf that it was made with, `g_t` the gradient where it led to.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Float
+
+from outeropt import tree
+from outeropt.errors import OuteroptError
+from outeropt.optimizer import Optimizer, OptState, Params, resolve
+from outeropt.space import Space
+
+
+Coordinates = Literal["plain", "space"]
+Signal = Literal["gradient", "cosine"]
+Tuned = tuple[str, ...]
+
+
+def listed(names: str | Sequence[str]) -> Tuned:
+    """Names of leaves, where one alone may stand for a list of one."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _plain(space: Space | None) -> Space:
+    if space is None:
+        return Space.linear(-np.inf, np.inf)
+    low, high = space.limits
+    # A momentum of 1 never forgets, and its bias correction divides by zero.
+    return Space.linear(low, space.high if space.scale == "logit" and high >= 1 else high)
+
+
+def _own(space: Space | None) -> Space:
+    if space is None:
+        raise OuteroptError('A leaf without a space has "plain" coordinates only.')
+    low, high = space.limits
+    if space.scale in ("log", "logit") and low <= 0:
+        low = space.low
+    if space.scale == "logit" and high >= 1:
+        high = space.high
+    space._needs_coordinates()
+    return Space(low, high, space.scale)
+
+
+COORDINATES: dict[str, Callable[[Space | None], Space]] = {"plain": _plain, "space": _own}
+"""The range and scale to tune a leaf in, from its space."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """Unconstrained coordinates of some scalar leaves of an optimizer, side by side in one vector.
+
+    Attributes:
+      names: full names of the leaves.
+      spaces: the scale that each leaf is tuned in, and the range that it is kept in.
+    """
+
+    names: tuple[str, ...]
+    spaces: tuple[Space, ...]
+
+    def read(self, optimizer: Optimizer) -> Float[Array, " leaves"]:
+        """The coordinates of an optimizer's leaves, moved into their ranges.
+
+        Raises:
+          OuteroptError: one of them is not a scalar.
+        """
+        leaves = optimizer.hyperparameters
+        for name in self.names:
+            if jnp.ndim(leaves[name]):
+                raise OuteroptError(
+                    f"{name} has shape {jnp.shape(leaves[name])}; only single numbers are tuned in a run."
+                )
+        values = [space.clip(leaves[name]) for name, space in zip(self.names, self.spaces)]
+        return jnp.stack([space.to_unconstrained(value) for space, value in zip(self.spaces, values)])
+
+    def clip(self, coordinates: Float[Array, " leaves"]) -> Float[Array, " leaves"]:
+        """The nearest coordinates whose values are in range."""
+        ends = [[space.low for space in self.spaces], [space.high for space in self.spaces]]
+        low, high = (
+            jnp.stack([space.to_unconstrained(jnp.asarray(end, coordinates.dtype)) for space, end in pairs])
+            for pairs in (zip(self.spaces, side) for side in ends)
+        )
+        return jnp.clip(coordinates, low, high)
+
+    def values(self, coordinates: Float[Array, " leaves"]) -> dict[str, Array]:
+        """The leaves' values by name."""
+        return {
+            name: space.from_unconstrained(coordinates[index])
+            for index, (name, space) in enumerate(zip(self.names, self.spaces))
+        }
+
+    def write(self, optimizer: Optimizer, coordinates: Float[Array, " leaves"]) -> Optimizer:
+        """The optimizer with its leaves at these coordinates."""
+        values = self.values(coordinates)
+
+        def swap(path, leaf):
+            name = tree.leaf_name(path)
+            return values[name].astype(leaf.dtype) if name in values else leaf
+
+        return jtu.tree_map_with_path(swap, optimizer)
+
+
+def chart(optimizer: Optimizer, names: Sequence[str], coordinates: Coordinates) -> Chart:
+    """Coordinates for some leaves of an optimizer.
+
+    Args:
+      optimizer: whose leaves.
+      names: the leaves; the last part of a dotted name is enough when it is unique.
+      coordinates: `"space"` for those of the leaves' spaces (the logarithm of a learning rate or a weight
+        decay, the logit of a momentum), `"plain"` for the leaves themselves. A leaf stays within what its
+        space allows or, at an end where the coordinate would be infinite, within what is worth searching.
+
+    Raises:
+      UnknownName: the optimizer has no such leaf.
+      OuteroptError: no leaf is named, or one has no such coordinates.
+    """
+    if not names:
+        raise OuteroptError('No leaf is named to be tuned; name one, such as ("learning_rate",).')
+    if coordinates not in COORDINATES:
+        raise OuteroptError(f"Coordinates are {' or '.join(COORDINATES)}, not {coordinates!r}.")
+    full = tuple(resolve(name, optimizer.hyperparameters) for name in names)
+    return Chart(full, tuple(COORDINATES[coordinates](optimizer.spaces.get(name)) for name in full))
+
+
+def step(
+    optimizer: Optimizer,
+    where: Chart,
+    coordinates: Float[Array, " leaves"],
+    grads: Params,
+    state: OptState,
+    params: Params,
+    context: Mapping[str, Any],
+) -> tuple[Params, OptState, tuple[Params, ...]]:
+    """One step, and its derivatives with respect to the leaves' coordinates.
+
+    The derivative is that of the update alone, by forward mode through any `Optimizer.update`: state,
+    parameters and gradient count as constants. It costs about one more update for each leaf.
+
+    Returns:
+      The updates, the next state, and for each leaf the derivative of the updates (float32 or wider). Entries
+      without a finite derivative (of a square root at 0, where no gradient ever came) count as 0.
+    """
+
+    def updates_at(point):
+        return where.write(optimizer, point).update(grads, state, params, **context)
+
+    updates, new, tangents = None, None, []
+    for direction in jnp.eye(len(where.names), dtype=coordinates.dtype):
+        updates, tangent, new = jax.jvp(updates_at, (coordinates,), (direction,), has_aux=True)
+        tangents.append(jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), wide(leaf), 0.0), tangent))
+    return updates, new, tuple(tangents)
+
+
+def still(where: Chart, params: Params) -> tuple[Params, ...]:
+    """The derivatives before the first step: zeros."""
+    return tuple(jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), params) for _ in where.names)
+
+
+def wide(leaf: Array) -> Array:
+    """A leaf in float32, or wider if it is."""
+    return leaf.astype(np.promote_types(np.float32, leaf.dtype))
+
+
+def _gradient(grads: Params, tangent: Params) -> Float[Array, ""]:
+    return _inner(grads, tangent)
+
+
+def _cosine(grads: Params, tangent: Params) -> Float[Array, ""]:
+    size = _length(grads) * _length(tangent)
+    return jnp.where(size == 0, 0.0, _inner(grads, tangent) / jnp.where(size == 0, 1.0, size))
+
+
+SIGNALS: dict[str, Callable[[Params, Params], Float[Array, ""]]] = {"gradient": _gradient, "cosine": _cosine}
+"""What a gradient says about a leaf, from the derivative of the update that led to it."""
+
+
+def signals(kind: Signal, grads: Params, tangents: Sequence[Params], dtype: Any) -> Float[Array, " leaves"]:
+    """What a gradient says about each leaf: positive where a smaller coordinate would have been better.
+
+    Args:
+      kind: `"gradient"` for the hypergradient `<g, d u / d z>`, `"cosine"` for the same divided by `|g|` and
+        `|d u / d z|`, which lies in [-1, 1] and knows no scale. (0 where either is zero.)
+      grads: gradient after the step.
+      tangents: derivatives of the step's updates, by leaf.
+      dtype: type of the result.
+    """
+    grads = jax.tree.map(wide, grads)
+    return jnp.stack([SIGNALS[kind](grads, tangent).astype(dtype) for tangent in tangents])
+
+
+def _inner(a: Params, b: Params) -> Float[Array, ""]:
+    products = [jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+    # In the widest type that the tree holds.
+    dtype = np.result_type(np.float32, *(product.dtype for product in products))
+    return sum((product.astype(dtype) for product in products), jnp.zeros((), dtype))
+
+
+def _length(values: Params) -> Float[Array, ""]:
+    square = _inner(values, values)
+    return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
+
+
+def learn(
+    meta: Optimizer,
+    signal: Any,
+    state: OptState,
+    values: Any,
+    known: Array,
+    context: Mapping[str, Any],
+    keep: Callable[[Any], Any] = lambda values: values,
+) -> tuple[Any, OptState]:
+    """One step of the optimizer of an optimizer, unless there is nothing to learn from.
+
+    Args:
+      meta: the optimizer that learns.
+      signal: gradient with respect to `values`.
+      state: its state.
+      values: what it optimizes.
+      known: whether there was a step to learn from.
+      context: the step's context, of which it hears the training loss.
+      keep: moves new values into their range.
+
+    Returns:
+      New values and state; both as they were if `known` is false or a number is not finite.
+    """
+    good = known & tree.all_finite(signal)
+    # Ones where nothing is learned: the derivative of an unused step must be finite.
+    signal = jax.tree.map(lambda leaf: jnp.where(good, leaf, jnp.ones_like(leaf)), signal)
+    heard = {"value": context["value"]} if context.get("value") is not None else {}
+    moves, new = meta.update(signal, state, values, grad=signal, **heard)
+    moved = keep(jax.tree.map(jnp.add, values, moves))
+    good = good & tree.all_finite(moved)
+    return tree.where(good, moved, values), tree.where(good, new, state)
