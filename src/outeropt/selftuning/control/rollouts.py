@@ -16,7 +16,7 @@ from outeropt.selftuning.control.history import History
 Estimator = Literal["gaps", "fake", "cf1", "cf"]
 
 # Steps of a rollout that are written out in the program; longer ones loop.
-_UNROLL = 4
+_UNROLL = 8
 
 
 class Past(NamedTuple):
