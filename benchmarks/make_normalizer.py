@@ -1,9 +1,11 @@
 """Computes the normalizer that the package ships from archives of the reference's sets.
 
     python benchmarks/make_normalizer.py runs.db archive/ --sets 'AdamLR_*' --version v1
+    python benchmarks/make_normalizer.py more.db --version v1 --extend v1
 
-Sources are stores and folders of exported archives. Prints, for each task and curve, the losses that the
-reference goes through, and as a check what the reference scores against itself: close to 1.
+The second adds tasks to a version and leaves those that it has as they are. Sources are stores and folders of
+exported archives. Prints, for each task and curve, the losses that the reference goes through, and as a check
+what the reference scores against itself: close to 1.
 """
 
 import argparse
@@ -47,12 +49,20 @@ def main() -> int:
         "--version", required=True, help="the normalizer's name; the highest is the default one"
     )
     parser.add_argument("--sets", default="*", help="only sets whose names match this pattern")
+    parser.add_argument("--extend", help="a shipped version: what it knows stays, new tasks are added")
     parser.add_argument("--out", type=pathlib.Path, default=None, help="default: the package's own folder")
     args = parser.parse_args()
     try:
         found = [archive for source in args.sources for archive in read(source)]
         found = [archive for archive in found if fnmatch.fnmatchcase(archive.set, args.sets)]
-        normalizer = Normalizer.from_archives(found, args.version)
+        normalizer = new = Normalizer.from_archives(found, args.version)
+        if args.extend:
+            kept = Normalizer.shipped(args.extend)
+            normalizer = Normalizer(
+                args.version,
+                {**new.envelopes, **kept.envelopes},
+                tuple(sorted({*new.made_from, *kept.made_from})),
+            )
         out = args.out or SHIPPED / f"{args.version}.npz"
         out.parent.mkdir(parents=True, exist_ok=True)
         normalizer.save(out)
@@ -60,7 +70,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     print(f"{'task':45} {'curve':11} {'start':>9} {'half way':>9} {'end':>9} {'horizon':>8} {'itself':>7}")
-    for (task, curve), envelope in sorted(normalizer.envelopes.items()):
+    for (task, curve), envelope in sorted(new.envelopes.items()):
         half = np.interp(envelope.horizon / 2, envelope.steps, envelope.losses)
         itself = against_itself(found, normalizer, task, curve)
         print(

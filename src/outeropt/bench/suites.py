@@ -65,6 +65,16 @@ _OPTIMIZERS = (
     "dog",
 )
 
+# Those that Meta-Optimization compares itself with.
+_SELF_TUNING = ("cocob", "dadapt_adamw", "dog", "dowg", "mechanic_sgd", "mechanic_adamw")
+_METAOPT = ("sgd", "momentum", "adam", "adamw", *_SELF_TUNING)
+
+# Its test functions of fifty parameters. DeJong3 has no slope: there all optimizers are equal.
+_METAOPT_FUNCTIONS = (
+    "Hypersphere", "Hyperellipsoid", "Rosenbrock", "Rastrigin", "Schwefel", "Griewank", "Ackley",
+    "Michalewicz", "Eggholder", "Keane", "Rana", "DeJong3", "StyblinskiTang",
+)  # fmt: skip
+
 SUITES = {
     suite.name: suite
     for suite in (
@@ -91,6 +101,17 @@ SUITES = {
                 "UCI_Energy": 2000,
             },
             (*_OPTIMIZERS, "sgd", "adam", "radam", "mechanic_adamw"),
+        ),
+        Suite("metaopt-functions", {f"Function_{name}_50": 500 for name in _METAOPT_FUNCTIONS}, _METAOPT),
+        # Its workloads that two cores can train; the convolutional and the large ones are in no suite.
+        Suite(
+            "metaopt",
+            {
+                "Digits_MLP_FixedBatch": 500,
+                "MNIST_MLP_FixedBatch": 300,
+                "MNIST_MLP": 300,
+            },
+            _METAOPT,
         ),
     )
 }

@@ -14,7 +14,8 @@ class Config:
     """
 
     suite: str = "bundled"
-    """bundled (no download, minutes on two cores) or real (Fashion-MNIST, CIFAR-10, text; half an hour)."""
+    """bundled (no download, minutes on two cores), real (Fashion-MNIST, CIFAR-10, text; half an hour),
+    metaopt-functions (test functions of 50 parameters) or metaopt (workloads of Meta-Optimization)."""
     optimizers: tuple[str, ...] = ()
     """Contestants in place of the suite's own; wrapped names such as clip:adam are welcome."""
     store: Path = Path("leaderboard.db")
