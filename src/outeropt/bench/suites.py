@@ -110,6 +110,8 @@ SUITES = {
                 "Digits_MLP_FixedBatch": 500,
                 "MNIST_MLP_FixedBatch": 300,
                 "MNIST_MLP": 300,
+                "Translation_Transformer_1L64_FixedBatch": 200,
+                "Translation_Transformer_1L64": 200,
             },
             _METAOPT,
         ),
