@@ -13,10 +13,13 @@ from outeropt.errors import UnknownName
 from outeropt.optimizers import (
     Accumulate,
     Averaged,
+    Cautious,
     ClipByGlobalNorm,
     DecoupledWeightDecay,
     Graft,
     Lookahead,
+    Mars,
+    ScheduleFree,
     SharpnessAware,
     WeightDecay,
     from_optax,
@@ -91,6 +94,58 @@ def test_accumulation_equals_optax():
 def test_accumulation_shortens_the_schedule_inside():
     state = Accumulate(optimizers.get("cosine:sgd"), 4).init(PARAMS, num_steps=10)
     np.testing.assert_array_equal(state.inner.clock, [0, 3])
+
+
+def test_cautious_updates_agree_with_the_gradient():
+    plain, ours = trajectory(sgd()), trajectory(Cautious(sgd()))
+    assert_close(ours[0], plain[0])
+    inner = optimizers.get("momentum", learning_rate=0.4)
+    params, state, trace, dropped = PARAMS, Cautious(inner).init(PARAMS), 0.0, 0
+    for _ in range(7):
+        grad = GRAD(params)["w"]
+        updates, state = Cautious(inner).update(GRAD(params), state, params)
+        trace = 0.9 * trace + grad
+        agrees = np.asarray(trace) * np.asarray(grad) > 0
+        expected = -0.4 * np.asarray(trace) * agrees / max(agrees.mean(), 1e-3)
+        np.testing.assert_allclose(updates["w"], expected, rtol=1e-5, atol=1e-7)
+        params = jax.tree.map(jnp.add, params, updates)
+        dropped += np.sum(~agrees)
+    assert dropped > 0
+
+
+def test_mars_corrects_gradients():
+    optimizer = Mars(sgd(), gamma=0.3, beta=0.8)
+    params, state, last = PARAMS, optimizer.init(PARAMS), None
+    clipped = set()
+    for _ in range(12):
+        grads = GRAD(params)
+        updates, state = optimizer.update(grads, state, params)
+        for name, grad in grads.items():
+            corrected = grad if last is None else grad + 0.3 * 0.8 / 0.2 * (grad - last[name])
+            size = np.linalg.norm(corrected)
+            clipped.add((name, bool(size > 1)))
+            np.testing.assert_allclose(updates[name], -0.1 * corrected / max(size, 1), rtol=1e-5, atol=1e-7)
+        params, last = jax.tree.map(jnp.add, params, updates), grads
+    assert clipped == {("w", True), ("s", True), ("s", False)}
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        (
+            ScheduleFree(sgd(0.3), b1=0.8, r=0.5),
+            ("schedule_free_sgd", {"learning_rate": 0.3, "b1": 0.8, "r": 0.5}),
+        ),
+        (
+            ScheduleFree(optimizers.get("adamw", learning_rate=0.3, b1=0.0), warmup_steps=3),
+            ("schedule_free_adamw", {"learning_rate": 0.3, "warmup_steps": 3, "weight_decay": 1e-4}),
+        ),
+    ],
+)
+def test_schedule_free_around_an_optimizer(ours, theirs):
+    name, hyperparameters = theirs
+    for found, expected in zip(trajectory(ours), trajectory(optimizers.get(name, **hyperparameters))):
+        assert_close(found, expected)
 
 
 def test_weight_decay_is_part_of_the_loss():

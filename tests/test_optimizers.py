@@ -20,15 +20,10 @@ from outeropt.optimizers.registry import TABLE
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 STEPS = 12
 COMPOUND = [
-    "clip:adam",
-    "averaged:accumulate:sgd",
-    "linear:lion",
-    "weight_decay:momo",
-    "hypergradient:sgd",
-    "hypergradient:adam",
-    "clip:hypergradient:momentum",
-    "driven:adam",
-    "driven:sgd",
+    *("clip:adam", "averaged:accumulate:sgd", "linear:lion", "weight_decay:momo"),
+    *("cautious:nesterov", "mars:lion", "schedule_free:prodigy", "mechanic:cosine:momentum"),
+    *("hypergradient:sgd", "hypergradient:adam", "clip:hypergradient:momentum", "driven:adam", "driven:sgd"),
+    *("metaopt:momentum", "metaopt:adam"),
 ]
 # Learned optimizers have a suite of their own.
 REGISTERED = [name for name in optimizers.names() if not name.startswith("learned:")]
@@ -36,10 +31,8 @@ NAMES = [*REGISTERED, *COMPOUND]
 PARAMS = {"w": jnp.array([[1.0, -0.5, 0.3], [0.7, 1.2, -0.9]]), "s": jnp.float32(-0.8)}
 # Its line search loops until it is content, which has no reverse derivative; it has no leaves either.
 NO_DERIVATIVE = {"lbfgs"}
-# Mechanic's first step takes the root of a zero that depends on these.
-NAN_DERIVATIVE = {"mechanic_weight_decay", "s_init"}
 # optax wants one type for all parameters here.
-ONE_TYPE = {"mechanic_adamw", "mechanic_sgd", "sophia"}
+ONE_TYPE = {"sophia"}
 
 
 def loss(params):
@@ -95,7 +88,7 @@ def test_trains_alike_alone_and_in_lanes(name):
     assert tree.all_finite(details[:2])
     assert first < loss(PARAMS), "did not decrease a quadratic"
     for leaf_name, leaf in grads.hyperparameters.items():
-        assert np.all(np.isfinite(leaf)) or leaf_name in NAN_DERIVATIVE, leaf_name
+        assert np.all(np.isfinite(leaf)), leaf_name
     if optimizer.hyperparameters:
         lanes, _ = quick(jax.vmap(train))(tree.stack([optimizer, other]))
         np.testing.assert_allclose(lanes, [first, second], rtol=2e-5)
@@ -160,17 +153,19 @@ def test_names_spaces_and_defaults_agree(name):
     assert tree.fingerprint(optimizers.get(name)) == tree.fingerprint(optimizer)
 
 
-@pytest.mark.parametrize("name", ["adam", "momentum", "nadamw_constant"])
+@pytest.mark.parametrize(
+    "name", ["adam", "momentum", "nadamw_constant", "prodigy", "schedule_free_adamw", "mechanic_sgd"]
+)
 def test_hypergradients_equal_finite_differences(name):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        optimizer = optimizers.get(name, learning_rate=0.05).replace(
-            {"weight_decay": 0.1} if name.startswith("nadamw") else {}
-        )
+        optimizer = optimizers.get(name, learning_rate=0.05)
+        if "weight_decay" in optimizer.hyperparameters:
+            optimizer = optimizer.replace(weight_decay=0.1)
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), PARAMS)
         final = quick(lambda optimizer: train(optimizer, params)[0])
         grads = quick(jax.grad(lambda optimizer: train(optimizer, params)[0]))(optimizer).hyperparameters
         for leaf_name, leaf in optimizer.hyperparameters.items():
-            if leaf_name not in ("learning_rate", "b1", "momentum", "weight_decay"):
+            if leaf_name.split(".")[-1] not in ("learning_rate", "b1", "momentum", "weight_decay"):
                 continue
             width = np.float32(1e-3 * float(leaf))
             up, down = leaf + width, leaf - width
@@ -202,6 +197,8 @@ def test_equals_optax(name):
             np.testing.assert_array_equal(leaf, exact)
         # Schedule-free methods subtract parameters from parameters, whose rounding is what shows.
         rounding = 3e-7 if name.startswith("schedule_free") else 0.0
+        # Directions without any gradient so far have no basis of their own: rounding turns them.
+        rounding = 1e-5 if name == "soap" else rounding
         np.testing.assert_allclose(leaf, near, rtol=1e-5, atol=1e-5 * np.abs(near).max() + rounding)
 
 
@@ -278,12 +275,12 @@ def test_a_users_own_factory():
 
 
 def test_names():
-    assert optimizers.names("schedule_free*") == ["schedule_free_adamw", "schedule_free_sgd"]
+    assert optimizers.names("schedule_free_*d") == ["schedule_free_sgd"]
     free = optimizers.names(tuning_free=True)
     assert {"dog", "prodigy", "cocob", "mechanic_adamw", "momo"} <= set(free) and "adam" not in free
     assert set(free) | set(optimizers.names(tuning_free=False)) == set(optimizers.names())
     missing = {name for name in vars(optax.contrib) if name in ("ademamix", "muon")} - set(optimizers.names())
-    assert not missing and len(optimizers.names()) >= 55
+    assert not missing and len(optimizers.names()) >= 65
 
 
 def test_hyperparameters_find_their_way_through_wrappers():

@@ -77,52 +77,6 @@ def sm3(learning_rate: float, momentum: float = 0.9, b2: float = 1.0) -> optax.G
     return optax.GradientTransformation(init, update)
 
 
-def mechanic_adamw(
-    learning_rate: float = 1.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    mechanic_weight_decay: float = 0.01,
-    s_init: float = 1e-6,
-    num_betas: int = 6,
-) -> optax.GradientTransformationExtraArgs:
-    """AdamW whose learning rate Mechanic finds.
-
-    Args:
-      learning_rate: a factor on AdamW's updates, for schedules.
-      b1: AdamW's decay of the mean.
-      b2: AdamW's decay of the square.
-      eps: AdamW's epsilon.
-      weight_decay: AdamW's weight decay.
-      mechanic_weight_decay: Mechanic's own, relative to gradient and parameter norms.
-      s_init: first scale.
-      num_betas: number of decays that Mechanic tries at once.
-    """
-    base = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
-    return optax.contrib.mechanize(base, mechanic_weight_decay, s_init=s_init, num_betas=num_betas)
-
-
-def mechanic_sgd(
-    learning_rate: float = 1.0,
-    momentum: float | None = None,
-    mechanic_weight_decay: float = 0.01,
-    s_init: float = 1e-6,
-    num_betas: int = 6,
-) -> optax.GradientTransformationExtraArgs:
-    """SGD whose learning rate Mechanic finds.
-
-    Args:
-      learning_rate: a factor on SGD's updates, for schedules.
-      momentum: decay of the momentum; None for none.
-      mechanic_weight_decay: Mechanic's own, relative to gradient and parameter norms.
-      s_init: first scale.
-      num_betas: number of decays that Mechanic tries at once.
-    """
-    base = optax.sgd(learning_rate, momentum=momentum)
-    return optax.contrib.mechanize(base, mechanic_weight_decay, s_init=s_init, num_betas=num_betas)
-
-
 @static_arguments("factor", "rtol", "atol")
 def reduce_on_plateau(
     learning_rate: float,

@@ -1,4 +1,4 @@
-"""The table's second part: optax's contributed optimizers, most of its tuning-free ones among them.
+"""The table's second part: optax's contributed optimizers.
 
 `optax.contrib.dpsgd` is not here: it needs one gradient per example, which no task gives.
 """
@@ -10,17 +10,7 @@ from outeropt.optimizers.entry import Entry, Paper
 from outeropt.space import Space
 
 
-_MECHANIC = Paper("Mechanic: A Learning Rate Tuner", "Cutkosky, Defazio and Mehta", 2023, "2306.00144")
-_MOMO = Paper("MoMo: Momentum Models for Adaptive Learning Rates", "Schaipp and others", 2023, "2305.07583")
-_SCHEDULE_FREE = Paper("The Road Less Scheduled", "Defazio and others", 2024, "2405.15682")
 _FACTOR = {"learning_rate": spaces.LEARNING_RATE_FACTOR}
-_ESTIMATE = Space.log(1e-9, 1e-2, allowed=(0.0, 1e3))
-_LOWER_BOUND = {"lower_bound": Space.linear(0.0, 1.0, allowed=(-1e30, 1e30))}
-_POWER = {
-    "weight_lr_power": Space.linear(0.0, 4.0, allowed=(-10.0, 10.0)),
-    # The evaluation point divides by b1.
-    "b1": Space.logit(0.5, 0.999, allowed=(1e-6, 1.0)),
-}
 
 CONTRIB: dict[str, Entry] = {
     "acprop": Entry(
@@ -70,7 +60,7 @@ CONTRIB: dict[str, Entry] = {
         contrib.dadapt_adamw,
         Paper("Learning-Rate-Free Learning by D-Adaptation", "Defazio and Mishchenko", 2023, "2301.07733"),
         {},
-        {**_FACTOR, "estim_lr0": _ESTIMATE},
+        {**_FACTOR, "estim_lr0": spaces.ESTIMATE},
         tuning_free=True,
     ),
     "dog": Entry(
@@ -82,7 +72,7 @@ CONTRIB: dict[str, Entry] = {
             "2302.12022",
         ),
         {},
-        {**_FACTOR, "init_step.1": _ESTIMATE},
+        {**_FACTOR, "init_step.1": spaces.ESTIMATE},
         tuning_free=True,
     ),
     "dowg": Entry(
@@ -94,7 +84,7 @@ CONTRIB: dict[str, Entry] = {
             "2305.16284",
         ),
         {},
-        {**_FACTOR, "init_estim_sq_dist": _ESTIMATE},
+        {**_FACTOR, "init_estim_sq_dist": spaces.ESTIMATE},
         tuning_free=True,
     ),
     "galore": Entry(
@@ -119,22 +109,6 @@ CONTRIB: dict[str, Entry] = {
         ),
         {"learning_rate": 1e-2},
     ),
-    "mechanic_adamw": Entry(
-        compositions.mechanic_adamw,
-        _MECHANIC,
-        {},
-        {**_FACTOR, "mechanic_weight_decay": spaces.WEIGHT_DECAY, "s_init": _ESTIMATE},
-        tuning_free=True,
-    ),
-    "mechanic_sgd": Entry(
-        compositions.mechanic_sgd,
-        _MECHANIC,
-        {},
-        {**_FACTOR, "mechanic_weight_decay": spaces.WEIGHT_DECAY, "s_init": _ESTIMATE},
-        tuning_free=True,
-    ),
-    "momo": Entry(contrib.momo, _MOMO, {}, {**_FACTOR, **_LOWER_BOUND}, tuning_free=True, needs=("value",)),
-    "momo_adam": Entry(contrib.momo_adam, _MOMO, {}, _LOWER_BOUND, tuning_free=True, needs=("value",)),
     "muon": Entry(
         contrib.muon,
         Paper("Muon: An optimizer for hidden layers in neural networks", "Jordan and others", 2024),
@@ -148,23 +122,6 @@ CONTRIB: dict[str, Entry] = {
             "consistent_rms": Space.log(0.01, 1.0, allowed=(0.0, 1e3)),
         },
     ),
-    "prodigy": Entry(
-        contrib.prodigy,
-        Paper(
-            "Prodigy: An Expeditiously Adaptive Parameter-Free Learner",
-            "Mishchenko and Defazio",
-            2023,
-            "2306.06101",
-        ),
-        {},
-        {
-            **_FACTOR,
-            "beta3": spaces.SECOND_MOMENT,
-            "estim_lr0": _ESTIMATE,
-            "estim_lr_coef": Space.log(0.1, 10.0, allowed=(0.0, 1e3)),
-        },
-        tuning_free=True,
-    ),
     "reduce_on_plateau": Entry(
         compositions.reduce_on_plateau,
         Paper("Adam: A Method for Stochastic Optimization", "Kingma and Ba", 2014, "1412.6980"),
@@ -172,8 +129,6 @@ CONTRIB: dict[str, Entry] = {
         {"min_scale": Space.log(1e-6, 1e-1, allowed=(0.0, 1.0))},
         needs=("value",),
     ),
-    "schedule_free_adamw": Entry(contrib.schedule_free_adamw, _SCHEDULE_FREE, {}, _POWER, tuning_free=True),
-    "schedule_free_sgd": Entry(contrib.schedule_free_sgd, _SCHEDULE_FREE, {}, _POWER, tuning_free=True),
     "simplified_ademamix": Entry(
         contrib.simplified_ademamix,
         Paper(

@@ -22,6 +22,8 @@ _METZ = Paper(
     "2002.11887",
 )
 
+_MECHANIC = Paper("Mechanic: A Learning Rate Tuner", "Cutkosky, Defazio and Mehta", 2023, "2306.00144")
+
 OWN: dict[str, Entry] = {"nadamw_constant": Entry(NAdamW, _METZ)}
 
 
@@ -64,6 +66,7 @@ class Prefix:
 PREFIXES: dict[str, Prefix] = {
     "accumulate": Prefix(wrappers.Accumulate, "one update from the mean of several gradients"),
     "averaged": Prefix(wrappers.Averaged, "evaluated at an average of the parameters"),
+    "cautious": Prefix(wrappers.Cautious, "only the entries of the update that agree with the gradient"),
     "clip": Prefix(wrappers.ClipByValue, "gradients clipped entry by entry"),
     "clip_norm": Prefix(wrappers.ClipByGlobalNorm, "gradients clipped by their norm"),
     "cosine": Prefix(
@@ -78,7 +81,10 @@ PREFIXES: dict[str, Prefix] = {
         schedules.Linear, "warm-up and linear decay of the learning rate", {"warmup_fraction": 0.05}
     ),
     "lookahead": Prefix(wrappers.Lookahead, "slow weights that the parameters return to"),
+    "mars": Prefix(wrappers.Mars, "gradients corrected by their change, to reduce their variance"),
+    "mechanic": Prefix(wrappers.Mechanic, "the scale of the updates found on the way"),
     "sam": Prefix(wrappers.SharpnessAware, "gradients at the worst point nearby"),
+    "schedule_free": Prefix(wrappers.ScheduleFree, "gradients between the iterate and its average"),
     "weight_decay": Prefix(wrappers.WeightDecay, "a penalty on the squared parameters in the loss"),
 }
 
@@ -91,11 +97,13 @@ class Alias:
       name: the combination, such as `"cosine:nadamw_constant"`.
       paper: where it comes from.
       defaults: hyperparameters that it fixes beforehand.
+      tuning_free: whether it is meant to work at its defaults on any task.
     """
 
     name: str
     paper: Paper
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tuning_free: bool = False
 
 
 ALIASES: dict[str, Alias] = {
@@ -103,6 +111,10 @@ ALIASES: dict[str, Alias] = {
         "lookahead:adam",
         Paper("Lookahead Optimizer: k steps forward, 1 step back", "Zhang and others", 2019, "1907.08610"),
     ),
+    "mechanic_adamw": Alias(
+        "mechanic:adamw", _MECHANIC, {"learning_rate": 1.0, "weight_decay": 0.0}, tuning_free=True
+    ),
+    "mechanic_sgd": Alias("mechanic:sgd", _MECHANIC, {"learning_rate": 1.0}, tuning_free=True),
     "nadamw_cosine": Alias("cosine:nadamw_constant", _METZ),
     "nadamw_inverse_sqrt": Alias("inverse_sqrt:nadamw_constant", _METZ),
     "nadamw_linear": Alias("linear:nadamw_constant", _METZ),

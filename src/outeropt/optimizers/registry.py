@@ -14,11 +14,13 @@ from outeropt.optimizer import Optimizer
 from outeropt.optimizers.contrib_table import CONTRIB
 from outeropt.optimizers.entry import Entry, Paper, check
 from outeropt.optimizers.own_table import OWN, PREFIXES, Prefix, aliases
+from outeropt.optimizers.preconditioned.table import PRECONDITIONED
 from outeropt.optimizers.table import OPTAX
+from outeropt.optimizers.tuning_free.table import TUNING_FREE
 from outeropt.space import Space
 
 
-TABLE: dict[str, Entry] = {**OPTAX, **CONTRIB, **OWN}
+TABLE: dict[str, Entry] = {**OPTAX, **CONTRIB, **TUNING_FREE, **PRECONDITIONED, **OWN}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +71,13 @@ def names(pattern: str | None = None, tuning_free: bool | None = None) -> list[s
     if pattern is not None:
         found = [name for name in found if fnmatch.fnmatchcase(name, pattern)]
     if tuning_free is not None:
-        free = sourced | {name for name, entry in TABLE.items() if entry.tuning_free}
+        free = sourced | _tuning_free()
         found = [name for name in found if (name in free) == tuning_free]
     return found
+
+
+def _tuning_free() -> set[str]:
+    return {name for name, entry in {**TABLE, **aliases()}.items() if entry.tuning_free}
 
 
 def prefixes() -> dict[str, str]:
@@ -130,7 +136,7 @@ def _wrapped(name: str, hyperparameters: dict[str, Any]) -> Optimizer:
         optimizer = prefix.wrap(get(rest, **inner), own)
     except UnknownName as error:
         unknown = [key for key in inner if f"{key!r}" in str(error)]
-        own_names = f" {first} has: {', '.join(prefix.arguments)}." if unknown else ""
+        own_names = f" {first} has: {', '.join(prefix.arguments) or 'none'}." if unknown else ""
         raise UnknownName(f"{error}{own_names}") from None
     check(optimizer)
     return optimizer
@@ -193,7 +199,7 @@ def describe(name: str) -> Description:
     return Description(
         name=name,
         paper=paper or entry.paper,
-        tuning_free=name in TABLE and entry.tuning_free,
+        tuning_free=name in _tuning_free(),
         needs=(*entry.needs, *(need for need in needs if need not in entry.needs)),
         defaults=defaults,
         spaces=optimizer.spaces,

@@ -2,8 +2,12 @@
 
 from outeropt.optimizers.wrappers.accumulation import Accumulate
 from outeropt.optimizers.wrappers.averaging import Averaged, Lookahead
+from outeropt.optimizers.wrappers.cautious import Cautious
 from outeropt.optimizers.wrappers.clipping import ClipByGlobalNorm, ClipByValue
 from outeropt.optimizers.wrappers.graft import Graft
+from outeropt.optimizers.wrappers.mars import Mars
+from outeropt.optimizers.wrappers.mechanic import Mechanic
+from outeropt.optimizers.wrappers.schedule_free import ScheduleFree
 from outeropt.optimizers.wrappers.scheduled import Scheduled
 from outeropt.optimizers.wrappers.sharpness import SharpnessAware
 from outeropt.optimizers.wrappers.weight_decay import DecoupledWeightDecay, WeightDecay
@@ -12,11 +16,15 @@ from outeropt.optimizers.wrappers.weight_decay import DecoupledWeightDecay, Weig
 __all__ = [
     "Accumulate",
     "Averaged",
+    "Cautious",
     "ClipByGlobalNorm",
     "ClipByValue",
     "DecoupledWeightDecay",
     "Graft",
     "Lookahead",
+    "Mars",
+    "Mechanic",
+    "ScheduleFree",
     "Scheduled",
     "SharpnessAware",
     "WeightDecay",

@@ -1,0 +1,1 @@
+"""Tuning-free optimizers beyond optax's, as optax factories; `table` registers them."""
