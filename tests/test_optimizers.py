@@ -23,7 +23,7 @@ COMPOUND = [
     *("clip:adam", "averaged:accumulate:sgd", "linear:lion", "weight_decay:momo"),
     *("cautious:nesterov", "mars:lion", "schedule_free:prodigy", "mechanic:cosine:momentum"),
     *("hypergradient:sgd", "hypergradient:adam", "clip:hypergradient:momentum", "driven:adam", "driven:sgd"),
-    *("metaopt:momentum", "metaopt:adam"),
+    *("metaopt:sgd", "metaopt:adam"),
 ]
 # Learned optimizers have a suite of their own.
 REGISTERED = [name for name in optimizers.names() if not name.startswith("learned:")]

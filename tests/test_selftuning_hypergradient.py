@@ -300,15 +300,32 @@ def test_a_restart_keeps_what_was_learned():
     _, state = run(optimizer, optimizer.init(PARAMS), PARAMS, 6)
     again = optimizer.restart(state, PARAMS)
     fresh = optimizer.init(PARAMS)
-    np.testing.assert_array_equal(again.coordinates, state.coordinates)
+    np.testing.assert_array_equal(again.coordinates, state.mean)
+    assert not same(state.mean, state.coordinates) and again.count == 0
     assert (
         same(again.meta, state.meta) and same(again.inner, fresh.inner) and not same(state.inner, fresh.inner)
     )
     assert same(again.tangents, fresh.tangents) and not again.known
-    np.testing.assert_array_equal(run(optimizer, again, PARAMS, 1)[1].coordinates, state.coordinates)
+    np.testing.assert_array_equal(run(optimizer, again, PARAMS, 1)[1].coordinates, state.mean)
 
 
-def test_after_a_run_the_leaves_are_those_it_ended_with():
+def test_the_mean_is_geometric_over_the_steps_of_the_episode():
+    optimizer, state, rates = made(), made().init(PARAMS), []
+    params = PARAMS
+    for _ in range(4):
+        params, state = run(optimizer, state, params, 1)
+        rates.append(optimizer.diagnostics(state)["learning_rate"])
+    learned = optimizer.after(state).hyperparameters["inner.learning_rate"]
+    np.testing.assert_allclose(learned, np.exp(np.mean(np.log(rates))), rtol=1e-5)
+
+
+def test_limits_narrow_the_range():
+    optimizer = optimizers.get("hypergradient:sgd", learning_rate=1e-3, meta_learning_rate=10.0, most=2e-3)
+    _, state = run(optimizer, optimizer.init(PARAMS), PARAMS, 6)
+    np.testing.assert_allclose(optimizer.diagnostics(state)["learning_rate"], 2e-3, rtol=1e-5)
+
+
+def test_after_a_run_the_leaves_are_those_it_spent_its_time_at():
     optimizer = tower(optimizers.get("adam"), optimizers.get("sgd"), optimizers.get("sgd"))
     _, state = run(optimizer, optimizer.init(PARAMS), PARAMS, 6)
     values, learned = optimizer.diagnostics(state), optimizer.after(state)
@@ -318,7 +335,9 @@ def test_after_a_run_the_leaves_are_those_it_ended_with():
         "learning_rate": "inner.learning_rate",
         "meta.learning_rate": "meta.inner.learning_rate",
     }.items():
-        np.testing.assert_array_equal(learned.hyperparameters[leaf], values[name])
+        start = optimizer.hyperparameters[leaf]
+        found = learned.hyperparameters[leaf]
+        assert min(start, values[name]) <= found <= max(start, values[name]) and found != start
     assert jax.tree.structure(learned) == jax.tree.structure(optimizer)
 
 

@@ -13,6 +13,7 @@ from outeropt.optimizers.schedules import (
     PiecewiseLinear,
     Schedule,
     Step,
+    Tail,
 )
 from outeropt.optimizers.wrappers import (
     Accumulate,
@@ -57,6 +58,7 @@ __all__ = [
     "Scheduled",
     "SharpnessAware",
     "Step",
+    "Tail",
     "WeightDecay",
     "describe",
     "from_optax",

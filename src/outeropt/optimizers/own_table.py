@@ -85,6 +85,7 @@ PREFIXES: dict[str, Prefix] = {
     "mechanic": Prefix(wrappers.Mechanic, "the scale of the updates found on the way"),
     "sam": Prefix(wrappers.SharpnessAware, "gradients at the worst point nearby"),
     "schedule_free": Prefix(wrappers.ScheduleFree, "gradients between the iterate and its average"),
+    "tail": Prefix(schedules.Tail, "a constant learning rate, and a linear decay at the end of the run"),
     "weight_decay": Prefix(wrappers.WeightDecay, "a penalty on the squared parameters in the loss"),
 }
 

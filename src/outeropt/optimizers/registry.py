@@ -13,7 +13,7 @@ from outeropt.errors import ConfigError, UnknownName, unknown_name
 from outeropt.optimizer import Optimizer
 from outeropt.optimizers.contrib_table import CONTRIB
 from outeropt.optimizers.entry import Entry, Paper, check
-from outeropt.optimizers.own_table import OWN, PREFIXES, Prefix, aliases
+from outeropt.optimizers.own_table import ALIASES, OWN, PREFIXES, Alias, Prefix, aliases
 from outeropt.optimizers.preconditioned.table import PRECONDITIONED
 from outeropt.optimizers.table import OPTAX
 from outeropt.optimizers.tuning_free.table import TUNING_FREE
@@ -46,10 +46,14 @@ def add_source(word: str, source: Source) -> None:
     _SOURCES[word] = source
 
 
-def register(entries: Mapping[str, Entry], prefixes: Mapping[str, Prefix]) -> None:
-    """Adds names and wrappers that a room on a higher floor brings."""
+def register(
+    entries: Mapping[str, Entry], prefixes: Mapping[str, Prefix], combinations: Mapping[str, Alias]
+) -> None:
+    """Adds names, wrappers and names of combinations that a room on a higher floor brings."""
     TABLE.update(entries)
     PREFIXES.update(prefixes)
+    ALIASES.update(combinations)
+    aliases.cache_clear()
 
 
 def sources() -> dict[str, Source]:

@@ -113,6 +113,32 @@ class Linear(Schedule):
         return {**_height(height, "peak"), **_FRACTIONS}
 
 
+class Tail(Schedule):
+    """Constant, then a straight line to zero over the last `tail_fraction` of the run.
+
+    Where the length of the run is not known it stays constant. A method that finds its step size itself still
+    gains from a decay at the end: it averages out the noise of the minibatches.
+
+    Attributes:
+      peak: value of the constant part; None for a shape of height 1.
+      tail_fraction: part of the run that decays, in [0, 1].
+    """
+
+    peak: Float[Array, ""] | None = eqx.field(converter=_optional, default=None)
+    tail_fraction: Float[Array, ""] = eqx.field(converter=number, default=0.3)
+
+    def __call__(self, step: int | Array, num_steps: int | Array | None = None) -> Float[Array, ""]:
+        if num_steps is None:
+            return _scaled(self.peak, jnp.ones((), jnp.float32))
+        total = _float(num_steps)
+        tail = jnp.maximum(self.tail_fraction * total, 1e-6)
+        shape = jnp.clip((total - _float(step)) / tail, 0.0, 1.0)
+        return _scaled(self.peak, jnp.where(total < 0, 1.0, shape))
+
+    def spaces(self, height: Space | None) -> dict[str, Space]:
+        return {**_height(height, "peak"), "tail_fraction": spaces.FRACTION}
+
+
 class Exponential(Schedule):
     """`peak * (1 - decay) ** step`.
 

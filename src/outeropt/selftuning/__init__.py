@@ -5,6 +5,7 @@ from outeropt.optimizers.own_table import Prefix
 from outeropt.optimizers.registry import get, register
 from outeropt.selftuning.control.disturbances import AdamScaled, Clipped, Disturbance, Raw, Transformed
 from outeropt.selftuning.control.metaopt import MetaOpt
+from outeropt.selftuning.default import SELF_TUNING, default
 from outeropt.selftuning.driven import DrivenHyperparameters, driven
 from outeropt.selftuning.driving import LinearController, NetworkController
 from outeropt.selftuning.files import freeze, load, save, tunes_itself
@@ -12,13 +13,20 @@ from outeropt.selftuning.hypergradient import HypergradientDescent, hypergradien
 
 
 _CONTROL = Paper("Online Control for Meta-optimization", "Chen and Hazan", 2023, "2301.07902")
-# What learns fastest in benchmarks/selftuning.py: Adam's direction, along the real trajectory.
-_DEFAULTS = {"disturbance": "adam", "meta.learning_rate": 1e-4, "memory": 1}
+# What benchmarks/selftuning.py found best, whether a batch is always the same or always another: Adam's
+# direction, one coefficient, and a meta-optimizer whose steps fade.
+_METAOPT = {
+    "base": get("sgd", learning_rate=1e-4),
+    "meta": get("inverse_sqrt:adam", learning_rate=3e-4, warmup_steps=100.0, eps_root=1e-24),
+    "disturbance": AdamScaled(b1=0.95),
+    "memory": 1,
+}
 
 register(
     entries={
-        "metaopt": Entry(MetaOpt, _CONTROL, {**_DEFAULTS, "base": get("sgd", learning_rate=1e-4)}),
+        "metaopt": Entry(MetaOpt, _CONTROL, _METAOPT),
     },
+    combinations={"self_tuning": SELF_TUNING},
     prefixes={
         "driven": Prefix(driven, "a learned controller drives the learning rate"),
         "hypergradient": Prefix(hypergradient, "hypergradient descent on the learning rate"),
@@ -37,6 +45,7 @@ __all__ = [
     "NetworkController",
     "Raw",
     "Transformed",
+    "default",
     "freeze",
     "load",
     "save",

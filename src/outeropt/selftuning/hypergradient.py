@@ -1,11 +1,12 @@
 """Hypergradient descent: an optimizer descends on the leaves of the optimizer inside it, at each step."""
 
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from outeropt import optimizers, tree
 from outeropt.errors import OuteroptError
@@ -25,6 +26,8 @@ class HypergradientState(NamedTuple):
       meta: the state of the optimizer that moves them.
       tangents: derivatives of the last updates with respect to them, one copy of the parameters each.
       known: whether there was a step to learn from, and a finite one.
+      mean: mean of the coordinates over the episode.
+      count: steps of the episode so far.
     """
 
     inner: OptState
@@ -32,6 +35,8 @@ class HypergradientState(NamedTuple):
     meta: OptState
     tangents: tuple[Params, ...]
     known: Bool[Array, ""]
+    mean: Float[Array, " leaves"]
+    count: Int[Array, ""]
 
 
 class HypergradientDescent(Wrapper):
@@ -50,8 +55,10 @@ class HypergradientDescent(Wrapper):
     derivative is taken through `inner.update` itself, so any leaf of any optimizer will do. Learning happens
     before playing. Nothing is learned at the first step of an episode, nor where a number is not finite.
 
-    The inner optimizer's leaves are where a run starts; the state holds where they are, and `after` returns
-    them. `restart` keeps them and the meta-optimizer's state.
+    The inner optimizer's leaves are where a run starts; the state holds where they are. `restart` and `after`
+    start the next run from their means over this one (of the coordinates: the geometric mean of a learning
+    rate), because what suits the end of a run, where a rate has grown or died, does not suit a beginning.
+    `restart` keeps the meta-optimizer's state too.
 
     Attributes:
       inner: the optimizer inside.
@@ -75,6 +82,7 @@ class HypergradientDescent(Wrapper):
     tuned: Tuned = eqx.field(static=True, default=("learning_rate",), converter=sensitivity.listed)
     coordinates: Coordinates = eqx.field(static=True, default="space")
     signal: Signal = eqx.field(static=True, default="cosine")
+    limits: tuple[float, float] | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         if self.signal not in sensitivity.SIGNALS:
@@ -93,6 +101,8 @@ class HypergradientDescent(Wrapper):
             self.meta.init(coordinates, num_steps=num_steps, key=meta_key),
             sensitivity.still(chart, params),
             jnp.array(False),
+            coordinates,
+            jnp.zeros((), jnp.int32),
         )
 
     def update(
@@ -106,7 +116,9 @@ class HypergradientDescent(Wrapper):
         updates, inner, tangents = sensitivity.step(
             self.inner, chart, coordinates, grads, state.inner, params, context
         )
-        return updates, HypergradientState(inner, coordinates, meta, tangents, tree.all_finite(updates))
+        known, count = tree.all_finite(updates), state.count + 1
+        mean = state.mean + (coordinates - state.mean) / count.astype(coordinates.dtype)
+        return updates, HypergradientState(inner, coordinates, meta, tangents, known, mean, count)
 
     def inner_state(self, state: OptState) -> OptState:
         return state.inner
@@ -120,16 +132,23 @@ class HypergradientDescent(Wrapper):
         key: PRNGKeyArray | None = None,
     ) -> OptState:
         chart = self._chart()
-        now = chart.write(self.inner, state.coordinates)
-        inner = now.restart(state.inner, params, num_steps=num_steps, key=key)
-        return state._replace(inner=inner, tangents=sensitivity.still(chart, params), known=jnp.array(False))
+        now = chart.write(self.inner, state.mean)
+        return HypergradientState(
+            now.restart(state.inner, params, num_steps=num_steps, key=key),
+            state.mean,
+            state.meta,
+            sensitivity.still(chart, params),
+            jnp.array(False),
+            state.mean,
+            jnp.zeros((), jnp.int32),
+        )
 
     def freeze(self) -> Optimizer:
         """The inner optimizer, at the leaves that were learned."""
         return self.inner
 
     def after(self, state: OptState) -> Optimizer:
-        inner = self._chart().write(self.inner.after(state.inner), state.coordinates)
+        inner = self._chart().write(self.inner.after(state.inner), state.mean)
         both = inner, self.meta.after(state.meta)
         return eqx.tree_at(lambda optimizer: (optimizer.inner, optimizer.meta), self, both)
 
@@ -147,20 +166,24 @@ class HypergradientDescent(Wrapper):
         return {**prefixed("inner", self.inner.spaces), **prefixed("meta", self.meta.spaces)}
 
     def _chart(self) -> Chart:
-        return sensitivity.chart(self.inner, self.tuned, self.coordinates)
+        return sensitivity.chart(self.inner, self.tuned, self.coordinates, self.limits)
 
 
 DEFAULT_STEP = 0.05
 
 
-def hypergradient(inner: Optimizer, meta_learning_rate: float | Array = DEFAULT_STEP) -> HypergradientDescent:
+def hypergradient(
+    inner: Optimizer, meta_learning_rate: float | Array = DEFAULT_STEP, most: float = math.inf
+) -> HypergradientDescent:
     """`HypergradientDescent` on the learning rate in its default form, by plain SGD.
 
     Args:
       inner: the optimizer inside, which has a leaf called `learning_rate`.
       meta_learning_rate: the most that the logarithm of the learning rate moves in a step.
+      most: the learning rate never exceeds this.
     """
-    return HypergradientDescent(inner, optimizers.get("sgd", learning_rate=meta_learning_rate))
+    meta = optimizers.get("sgd", learning_rate=meta_learning_rate)
+    return HypergradientDescent(inner, meta, limits=None if most == math.inf else (0.0, float(most)))
 
 
 def tower(

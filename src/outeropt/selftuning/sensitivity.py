@@ -108,7 +108,12 @@ class Chart:
         return jtu.tree_map_with_path(swap, optimizer)
 
 
-def chart(optimizer: Optimizer, names: Sequence[str], coordinates: Coordinates) -> Chart:
+def chart(
+    optimizer: Optimizer,
+    names: Sequence[str],
+    coordinates: Coordinates,
+    limits: tuple[float, float] | None = None,
+) -> Chart:
     """Coordinates for some leaves of an optimizer.
 
     Args:
@@ -117,6 +122,7 @@ def chart(optimizer: Optimizer, names: Sequence[str], coordinates: Coordinates) 
       coordinates: `"space"` for those of the leaves' spaces (the logarithm of a learning rate or a weight
         decay, the logit of a momentum), `"plain"` for the leaves themselves. A leaf stays within what its
         space allows or, at an end where the coordinate would be infinite, within what is worth searching.
+      limits: a narrower range for all of them; None for none.
 
     Raises:
       UnknownName: the optimizer has no such leaf.
@@ -127,7 +133,10 @@ def chart(optimizer: Optimizer, names: Sequence[str], coordinates: Coordinates) 
     if coordinates not in COORDINATES:
         raise OuteroptError(f"Coordinates are {' or '.join(COORDINATES)}, not {coordinates!r}.")
     full = tuple(resolve(name, optimizer.hyperparameters) for name in names)
-    return Chart(full, tuple(COORDINATES[coordinates](optimizer.spaces.get(name)) for name in full))
+    found = [COORDINATES[coordinates](optimizer.spaces.get(name)) for name in full]
+    if limits is not None:
+        found = [Space(max(s.low, limits[0]), min(s.high, limits[1]), s.scale) for s in found]
+    return Chart(full, tuple(found))
 
 
 def step(

@@ -136,7 +136,7 @@ class MetaOpt(Optimizer):
         history_dtype: str | None = None,
     ):
         self.base = registry.get("sgd", learning_rate=0.01) if base is None else base
-        # Coefficients whose age is before the run have gradients of zero, where Adam's root has no derivative.
+        # Coefficients of ages before the run have gradients of zero, where Adam's root has no derivative.
         self.meta = registry.get("adam", learning_rate=1e-3, eps_root=1e-24) if meta is None else meta
         self.disturbance = disturbance  # pyright: ignore[reportAttributeAccessIssue]
         self.weight_decay = weight_decay  # pyright: ignore[reportAttributeAccessIssue]
