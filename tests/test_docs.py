@@ -24,7 +24,7 @@ from outeropt.cli.main import VERBS, main
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
-GUIDES = [DOCS / f"{name}.md" for name in ("tutorial", "learned", "estimators", "selftuning_hypergradient")]
+GUIDES = [DOCS / f"{name}.md" for name in ("tutorial", "learned", "estimators", "selftuning", "selftuning_hypergradient")]
 RUN = [ROOT / "README.md", *GUIDES, *sorted((DOCS / "howto").glob("*.md"))]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r'^```(\w+)(?: title="(.+?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
