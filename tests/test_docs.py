@@ -24,7 +24,10 @@ from outeropt.cli.main import VERBS, main
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
-GUIDES = [DOCS / f"{name}.md" for name in ("tutorial", "learned", "estimators", "selftuning", "selftuning_hypergradient")]
+GUIDES = [
+    DOCS / f"{name}.md"
+    for name in ("tutorial", "learned", "estimators", "selftuning", "selftuning_hypergradient")
+]
 RUN = [ROOT / "README.md", *GUIDES, *sorted((DOCS / "howto").glob("*.md"))]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r'^```(\w+)(?: title="(.+?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -84,7 +87,7 @@ def test_commands_are_understood(page, tmp_path, monkeypatch, capsys):
         config = parse(verb, importlib.import_module(f"outeropt.cli.{verb}").Config, rest)
         if verb == "sweep":
             config.check()
-            running.plan_of(config)
+            running.plans_of(config)
         if verb == "train":
             running.optimizer_from(config.optimizer, config.hyperparameters)
         if verb in ("train", "sweep"):

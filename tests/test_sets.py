@@ -202,6 +202,7 @@ def test_a_set_under_another_protocol():
     assert short.protocol == {
         "seeds": 2,
         "steps": 25,
+        "episodes": 1,
         "eval_every": 1,  # 10 does not divide 25
         "eval_batches": 1,
         "last_eval_batches": 10,

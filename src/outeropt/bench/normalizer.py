@@ -171,7 +171,7 @@ class Normalizer:
           grid: makes the envelope's steps from the evaluated ones.
 
         Raises:
-          OuteroptError: no archives, or archives of one task with different steps.
+          OuteroptError: no archives, archives of one task with different steps, or of several episodes.
         """
         if not archives:
             raise OuteroptError("A normalizer needs at least one archive of its reference.")
@@ -179,7 +179,12 @@ class Normalizer:
         for task in sorted({archive.task for archive in archives}):
             group = [archive for archive in archives if archive.task == task]
             steps = group[0].steps
-            for archive in group[1:]:
+            for archive in group:
+                if archive.episodes > 1:
+                    raise OuteroptError(
+                        f"{archive.set} on {task} has {archive.episodes} episodes; a normalizer is made from "
+                        "single ones."
+                    )
                 if not np.array_equal(archive.steps, steps):
                     raise OuteroptError(
                         f"{group[0].set} and {archive.set} were evaluated at different steps of {task}; "

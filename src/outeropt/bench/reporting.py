@@ -72,6 +72,7 @@ def _default(archives: Sequence[Archive]) -> Normalizer | None:
         archive
         for archive in archives
         if archive.task not in known.tasks
+        and archive.episodes == 1
         and any(fnmatch.fnmatchcase(archive.set, pattern) for pattern in REFERENCE_SETS)
     ]
     longest = {archive.task: 0 for archive in own}

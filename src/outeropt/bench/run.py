@@ -48,6 +48,7 @@ def run(
             optimizers,
             seeds=item.seeds,
             steps=item.steps,
+            episodes=item.episodes,
             eval_every=item.eval_every,
             eval_batches=item.eval_batches,
             last_eval_batches=item.last_eval_batches,
@@ -60,8 +61,7 @@ def run(
 
     together: dict[tuple[str | int, ...], list[HyperparameterSet]] = {}
     for item in sets:
-        protocol = item.seeds, item.steps, item.eval_every, item.eval_batches, item.last_eval_batches
-        together.setdefault((item.optimizer, *protocol), []).append(item)
+        together.setdefault((item.optimizer, *item.protocol.values()), []).append(item)
     for group in together.values():
         swept(group[0], [optimizer for item in group for optimizer in item.optimizers()], None, report)
     # Every trial is in the store now: this only names the sets and reads them.

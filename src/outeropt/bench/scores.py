@@ -81,12 +81,12 @@ def speedups(
 
     `normalizer(task, final loss) / num_steps`: the steps that the reference needs to reach the trial's final
     loss, over the steps that the trial took. 1 is as fast as the reference, 2 twice as fast; a diverged trial
-    has 0.
+    has 0. Of several episodes the last one counts, over the steps of one episode.
     """
     final = values(archive, curve)[:, :, -1]
     failed = diverged(archive) | ~np.isfinite(final)
     steps = normalizer(archive.task, final, curve).astype(np.float64)
-    return np.where(failed, 0.0, steps / archive.num_steps)
+    return np.where(failed, 0.0, steps / (archive.num_steps // archive.episodes))
 
 
 @dataclasses.dataclass(frozen=True)

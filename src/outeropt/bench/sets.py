@@ -38,7 +38,8 @@ class HyperparameterSet:
       fixed: hyperparameters that all settings share, by name.
       grid: values by hyperparameter; the settings are all combinations. Empty: one setting.
       seeds: number of seeds, at least 1.
-      steps: inner steps, at least 1.
+      steps: inner steps, of each episode; at least 1.
+      episodes: trainings from fresh initial values, one after the other, at least 1.
       eval_every: inner steps between evaluations.
       eval_batches: batches per evaluation.
       last_eval_batches: batches of the evaluation after the last step.
@@ -55,6 +56,7 @@ class HyperparameterSet:
     grid: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     seeds: int = 3
     steps: int = 1000
+    episodes: int = 1
     eval_every: int = 10
     eval_batches: int = 5
     last_eval_batches: int = 10
@@ -62,7 +64,7 @@ class HyperparameterSet:
     tags: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for count in ("seeds", "steps", "eval_every", "eval_batches", "last_eval_batches"):
+        for count in _PROTOCOL:
             if getattr(self, count) < 1:
                 raise ConfigError(
                     f"Set {self.name}: {count} = {getattr(self, count)}; it must be at least 1."
@@ -113,6 +115,7 @@ class HyperparameterSet:
         *,
         seeds: int | None = None,
         steps: int | None = None,
+        episodes: int | None = None,
         eval_every: int | None = None,
         eval_batches: int | None = None,
         last_eval_batches: int | None = None,
@@ -120,7 +123,8 @@ class HyperparameterSet:
         """The same settings with other seeds, length or cadence; None leaves as it is.
 
         A cadence that does not divide the new length gives way to about a hundred evaluations. A published
-        name says how long its trials are, so a set of another length is called `NAME@steps`.
+        name says how long its trials are, so a set of another length is called `NAME@steps`, and
+        one of several episodes `NAME@EPISODESxSTEPS`.
 
         Raises:
           ConfigError: a count below 1, or a given `eval_every` that does not divide the length.
@@ -132,18 +136,23 @@ class HyperparameterSet:
             eval_every = self.eval_every
         batches = self.eval_batches if eval_batches is None else eval_batches
         last = self.last_eval_batches if last_eval_batches is None else last_eval_batches
+        episodes = self.episodes if episodes is None else episodes
+        name, length = self.name, f"{steps}" if episodes == 1 else f"{episodes}x{steps}"
+        if "published" in self.tags and (steps, episodes) != (self.steps, self.episodes):
+            name = f"{name}@{length}"
         return dataclasses.replace(
             self,
-            name=f"{self.name}@{steps}" if "published" in self.tags and steps != self.steps else self.name,
+            name=name,
             seeds=self.seeds if seeds is None else seeds,
             steps=steps,
-            eval_every=cadence(steps, eval_every, batches, last),
+            episodes=episodes,
+            eval_every=cadence(steps, eval_every, batches, last, episodes),
             eval_batches=batches,
             last_eval_batches=last,
         )
 
 
-_PROTOCOL = ("seeds", "steps", "eval_every", "eval_batches", "last_eval_batches")
+_PROTOCOL = ("seeds", "steps", "episodes", "eval_every", "eval_batches", "last_eval_batches")
 
 
 def _numbered(table: Table, tags: tuple[str, ...]) -> dict[str, HyperparameterSet]:
@@ -331,6 +340,7 @@ _TYPES = {
     "grid": dict,
     "seeds": int,
     "steps": int,
+    "episodes": int,
     "eval_every": int,
     "eval_batches": int,
     "last_eval_batches": int,

@@ -23,7 +23,7 @@ class Config:
 def run(config: Config) -> None:
     """Runs the command."""
     from outeropt import data, learned, metatraining, optimizers, tasks
-    from outeropt.bench import sets
+    from outeropt.bench import collections, sets
     from outeropt.bench.learned_names import WORD
 
     name = config.name
@@ -40,10 +40,12 @@ def run(config: Config) -> None:
         print(_architecture(name))
     elif name in metatraining.ESTIMATORS:
         print(_estimator(name))
+    elif name in collections.names():
+        print(_facts(dataclasses.asdict(collections.get(name))))
     elif name in (known := sets.names()) or name.endswith((".yaml", ".yml")) or sets.takes_weights(name):
         print(_facts(dataclasses.asdict(sets.get(name))))
     else:
-        every = [*optimizers.names(), *tasks.names(), *data.names(), *known]
+        every = [*optimizers.names(), *tasks.names(), *data.names(), *collections.names(), *known]
         every += [*learned.ARCHITECTURES, *metatraining.ESTIMATORS]
         raise unknown_name("task, optimizer, set or dataset", name, every)
 

@@ -54,9 +54,9 @@ def _optimizers() -> Iterable[str]:
 
 
 def _sets() -> Iterable[str]:
-    from outeropt.bench import sets
+    from outeropt.bench import collections, sets
 
-    return sets.names()
+    return [*collections.names(), *sets.names()]
 
 
 def _data() -> Iterable[str]:

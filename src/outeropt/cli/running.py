@@ -57,8 +57,8 @@ def optimizer_from(name: str, hyperparameters: Mapping[str, Plain]) -> "Optimize
     return optimizers.get(name, **hyperparameters)
 
 
-def plan_of(config: "SweepConfig") -> Plan:
-    """The sweep that a configuration asks for.
+def plans_of(config: "SweepConfig") -> list[Plan]:
+    """The sweeps that a configuration asks for: one, or those of a collection.
 
     Raises:
       UnknownName: no such set, optimizer or hyperparameter.
@@ -66,7 +66,7 @@ def plan_of(config: "SweepConfig") -> Plan:
       ConfigError: options that contradict each other or cannot be understood.
     """
     if config.set is not None:
-        return _of_set(config, config.set)
+        return _of_sets(config, config.set)
     from outeropt import grid, sample
     from outeropt.bench.learned_names import shown
 
@@ -85,31 +85,30 @@ def plan_of(config: "SweepConfig") -> Plan:
         axes = _axes(config, base)
         settings = grid(base, {name: values for name, (_, values) in axes.items()})
         varied = [text for text, _ in axes.values()]
-    return Plan(
+    plan = Plan(
         config.name or _label(config.optimizer, config.hyperparameters, varied),
         shown(config.optimizer),
         settings,
         3 if config.seeds is None else config.seeds,
         1000 if config.steps is None else config.steps,
         config.eval_every,
+        episodes=1 if config.episodes is None else config.episodes,
     )
+    return [plan]
 
 
-def _of_set(config: "SweepConfig", name: str) -> Plan:
-    from outeropt.bench import sets
+def _of_sets(config: "SweepConfig", name: str) -> list[Plan]:
+    from outeropt.bench import collections, sets
 
-    # Under a name of its own: a shorter run must not take the place of a published one in the store.
-    item = sets.get(name).adapted(steps=config.steps, seeds=config.seeds, eval_every=config.eval_every)
-    return Plan(
-        config.name or item.name,
-        item.shown,
-        item.optimizers(),
-        item.seeds,
-        item.steps,
-        item.eval_every,
-        item.eval_batches,
-        item.last_eval_batches,
-    )
+    protocol = {count: getattr(config, count) for count in ("seeds", "steps", "episodes", "eval_every")}
+    if name in collections.names():
+        if config.name is not None:
+            raise ConfigError(f"--name names one set, and {name} is several; leave it out.")
+        items = collections.get(name).sets(**protocol)
+    else:
+        # Under a name of its own: a shorter run must not take the place of a published one in the store.
+        items = [sets.get(name).adapted(**protocol)]
+    return [Plan(config.name or item.name, item.shown, item.optimizers(), **item.protocol) for item in items]
 
 
 def _axes(config: "SweepConfig", base: "Optimizer") -> dict[str, tuple[str, Sequence[float]]]:
@@ -165,29 +164,34 @@ def _check(task: "Task", optimizer: "Optimizer", protocol: "Plan | TrainConfig")
     training.check(task, optimizer)
 
 
-def swept(task: "Task", plan: Plan, config: "SweepConfig") -> "Archive":
-    """Runs the plan with progress."""
+def swept(task: "Task", plans: Sequence[Plan], config: "SweepConfig") -> "list[Archive]":
+    """Runs the plans, one after the other, with progress."""
     from outeropt import Store, sweep
     from outeropt.progress import Progress
 
-    _check(task, plan.optimizers[0], plan)
-    count = len(plan.optimizers) * plan.seeds
+    for plan in plans:
+        _check(task, plan.optimizers[0], plan)
+    count = sum(len(plan.optimizers) * plan.seeds for plan in plans)
     with Store(config.store) as store, Progress("trials") as progress:
         bar = progress.task(task.name, count, compiles=True)
-        return sweep(
-            task,
-            plan.optimizers,
-            seeds=plan.seeds,
-            steps=plan.steps,
-            eval_every=plan.eval_every,
-            eval_batches=plan.eval_batches,
-            last_eval_batches=plan.last_eval_batches,
-            lanes=config.lanes or "auto",
-            store=store,
-            set=plan.name,
-            optimizer_name=plan.optimizer_name,
-            report=bar.advance,
-        )
+        return [
+            sweep(
+                task,
+                plan.optimizers,
+                seeds=plan.seeds,
+                steps=plan.steps,
+                episodes=plan.episodes,
+                eval_every=plan.eval_every,
+                eval_batches=plan.eval_batches,
+                last_eval_batches=plan.last_eval_batches,
+                lanes=config.lanes or "auto",
+                store=store,
+                set=plan.name,
+                optimizer_name=plan.optimizer_name,
+                report=bar.advance,
+            )
+            for plan in plans
+        ]
 
 
 def single(task: "Task", optimizer: "Optimizer", config: "TrainConfig") -> "tuple[Archive, Optimizer | None]":

@@ -76,8 +76,36 @@ def show_archive(archive: "Archive") -> None:
             ]
         )
     columns = ["", *(f"{name} " for name in varied), *(f"{name} " for name in shown), "diverged "]
-    title = f"{archive.task}: {archive.set}, {len(archive.seeds)} seeds, {archive.num_steps} steps"
+    length = f"{archive.num_steps // archive.episodes} steps"
+    length = f"{archive.episodes} episodes of {length}" if archive.episodes > 1 else length
+    title = f"{archive.task}: {archive.set}, {len(archive.seeds)} seeds, {length}"
     show_table(columns, rows, title)
+
+
+def show_episodes(archives: "Sequence[Archive]") -> None:
+    """Prints the training loss at the end of each episode of every set's best setting, best first."""
+    from outeropt.bench.pictures.episodes import episode_table
+    from outeropt.bench.pictures.report_tables import plus_minus, setting_text
+
+    found = episode_table(archives)
+    most = max(len(row.ends.centre) for row in found)
+    rows = []
+    for row in found:
+        ends = [plus_minus(*end) for end in zip(row.ends.centre, row.ends.high)]
+        rows.append(
+            [
+                row.contestant.name,
+                setting_text(row.setting),
+                *ends,
+                *[""] * (most - len(ends)),
+                f"{row.diverged}/{row.seeds}" if row.diverged else "",
+                str(row.steps),
+                number(row.seconds),
+            ]
+        )
+    numbers = [f"episode {i} " for i in range(1, most + 1)]
+    columns = ["optimizer", "best setting", *numbers, "diverged ", "steps ", "s a trial "]
+    show_table(columns, rows, f"{archives[0].task}: train/loss at the end of each episode")
 
 
 def _isnan(values):

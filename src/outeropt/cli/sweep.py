@@ -23,7 +23,7 @@ class Config:
     task: str
     """A task's name, or path/to/file.py:attribute."""
     set: str | None = None
-    """A hyperparameter set (outeropt list sets), a .yaml file, or path.py:attribute."""
+    """A hyperparameter set or a collection of sets (outeropt list sets), .yaml file, or path.py:attribute."""
     optimizer: str | None = None
     """An optimizer's name, in place of a set."""
     hyperparameters: Annotated[dict[str, Plain], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
@@ -34,7 +34,10 @@ class Config:
     seeds: int | None = None
     """Seeds per setting. Default: the set's, else 3."""
     steps: int | None = None
-    """Inner steps. Default: the set's, else 1000."""
+    """Inner steps, of each episode. Default: the set's, else 1000."""
+    episodes: int | None = None
+    """How often every trial trains from fresh initial values; what an optimizer learned stays. Default: the
+    set's, else 1."""
     eval_every: int | None = None
     """Inner steps between evaluations; must divide steps. Default: the set's, else about a hundred."""
     lanes: int | None = None
@@ -54,7 +57,7 @@ class Config:
             )
         if self.grid and self.sample is not None:
             raise ConfigError("--grid and --sample exclude each other; give one.")
-        for name in ("sample", "seeds", "lanes"):
+        for name in ("sample", "seeds", "episodes", "lanes"):
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ConfigError(f"--{name} {count} is not allowed; give at least 1.")
@@ -62,14 +65,17 @@ class Config:
 
 def run(config: Config) -> None:
     """Runs the command."""
-    from outeropt.cli.running import plan_of, prepare, swept
+    from outeropt.cli.running import plans_of, prepare, swept
 
     config.check()
     prepare()
     from outeropt import tasks
-    from outeropt.cli.show import show_archive
+    from outeropt.cli.show import show_archive, show_episodes
 
     task = tasks.get(config.task)
-    plan = plan_of(config)
-    show_archive(swept(task, plan, config))
+    archives = swept(task, plans_of(config), config)
+    if len(archives) == 1:
+        show_archive(archives[0])
+    if len(archives) > 1 or archives[0].episodes > 1:
+        show_episodes(archives)
     print(f"Trials: {config.store}   next: outeropt report {config.store}")

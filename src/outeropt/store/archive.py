@@ -62,6 +62,17 @@ class Archive:
         """Inner steps of every trial."""
         return int(self.steps[-1])
 
+    @property
+    def episodes(self) -> int:
+        """How many times every trial trained from fresh initial values, one after the other."""
+        return int(self.details.get("episodes", 1))
+
+    def ends(self, curve: str = "train/loss") -> np.ndarray:
+        """Values at the end of each episode, shape (settings, seeds, episodes); NaN where one diverged."""
+        length = self.num_steps // self.episodes
+        places = np.searchsorted(self.steps, length * np.arange(1, self.episodes + 1))
+        return self.curves[curve][:, :, places]
+
     def final(self, curve: str = "train/loss") -> np.ndarray:
         """Last values, shape (settings, seeds); NaN where a trial diverged."""
         return self.curves[curve][:, :, -1]

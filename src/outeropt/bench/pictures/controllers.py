@@ -35,7 +35,7 @@ def controller_figure(archive: Archive, setting: int = 0) -> Figure:
         raise OuteroptError(
             f"{archive.optimizer} has no curves of its own; optimizers that tune themselves have."
         )
-    episodes = int(archive.details.get("episodes", 1))
+    episodes = archive.episodes
     figure, axes = style.panels(1 + len(lines) + bool(taps))
     loss = "inner/loss" if "inner/loss" in curves else "train/loss"
     _over_steps(axes[0], archive, curves[loss], episodes)

@@ -17,6 +17,7 @@ from outeropt.bench.leaderboard import Leaderboard
 from outeropt.bench.normalizer import Normalizer
 from outeropt.bench.pictures import series, style
 from outeropt.bench.pictures.contestants import Contestant, contestants, order
+from outeropt.bench.pictures.episodes import episode_figure
 from outeropt.bench.pictures.score_figures import heat_map, profiles, ranking
 from outeropt.bench.pictures.series import Band
 from outeropt.bench.profiles import profiles as performance_profiles
@@ -24,7 +25,16 @@ from outeropt.errors import OuteroptError
 from outeropt.store.archive import Archive
 
 
-__all__ = ["heat_map", "learning_curves", "profiles", "ranking", "save_all", "sensitivity", "tunability"]
+__all__ = [
+    "episode_figure",
+    "heat_map",
+    "learning_curves",
+    "profiles",
+    "ranking",
+    "save_all",
+    "sensitivity",
+    "tunability",
+]
 
 
 def learning_curves(
@@ -38,6 +48,8 @@ def learning_curves(
     leaderboard: Leaderboard | None = None,
 ) -> Figure:
     """Mean over seeds of each set's best setting, with a band, one panel per task.
+
+    Rules stand where episodes end, if all sets of a panel have the same.
 
     Args:
       archives: one for each set and task; those without `curve` are left out.
@@ -72,6 +84,9 @@ def learning_curves(
             ends[entry.name] = (float(finite[-1]) if finite.size else np.nan, entry.look)
             shown[entry.name] = entry
         _scale_losses(ax, drawn, log_y)
+        here = [e.archives[task] for e in everyone if task in e.archives and curve in e.archives[task].curves]
+        for step in series.boundaries(here):
+            ax.axvline(step, color=style.RULE, linewidth=1.2, zorder=0)
         ax.xaxis.set_major_formatter(FuncFormatter(style.short))
         style.label(ax, task, "inner step", curve)
         if len(tasks) == 1:
@@ -205,7 +220,8 @@ def save_all(
 ) -> list[Path]:
     """Writes every figure that these archives allow, as PNG and SVG.
 
-    Curves, sensitivity and tunability show the tuned contestants, or the as-is ones if there are no others.
+    Curves, sensitivity and tunability show the tuned contestants, or the as-is ones if there are no others;
+    of several episodes everyone is shown.
 
     Args:
       archives: one for each set and task.
@@ -223,6 +239,7 @@ def save_all(
         "learning_curves": lambda: learning_curves(tuned, "train/loss", leaderboard=leaderboard),
         "learning_curves_valid": lambda: learning_curves(tuned, "valid/loss", leaderboard=leaderboard),
         "sensitivity": lambda: sensitivity(tuned, leaderboard=leaderboard),
+        "episodes": lambda: episode_figure(archives, leaderboard=leaderboard),
         "tunability": lambda: tunability(tuned, normalizer, leaderboard=leaderboard),
     }
     if leaderboard is not None:

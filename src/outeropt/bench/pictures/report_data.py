@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from outeropt.bench.normalizer import Normalizer
-from outeropt.bench.pictures import series
+from outeropt.bench.pictures import episodes, series
 from outeropt.bench.pictures.contestants import Contestant
 from outeropt.bench.pictures.series import Band
 from outeropt.bench.profiles import profiles
@@ -60,6 +60,8 @@ def charts(
         "curves": names,
         "final": final,
         "learning": [_learning(everyone, task, points) for task in tasks],
+        "episodes": _episodes(everyone, tasks),
+        "boundaries": [series.boundaries([a for _, a in _here(everyone, task)]) for task in tasks],
         "sensitivity": {
             name: [_sensitivity(everyone, task, name, final) for task in tasks]
             for name in series.hyperparameters(held)
@@ -95,6 +97,19 @@ def _band(band: Band, seeds: Sequence[int]) -> dict[str, list[float | None]]:
     """Centre, and its edges unless there is but one seed."""
     edges = {"low": numbers(band.low), "high": numbers(band.high)} if len(seeds) > 1 else {}
     return {"mid": numbers(band.centre), **edges}
+
+
+def _episodes(everyone: Sequence[Contestant], tasks: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Training loss at the end of each episode, by task; nothing where there is but one."""
+    place = {entry.name: i for i, entry in enumerate(everyone)}
+    lines: dict[str, list[dict[str, Any]]] = {task: [] for task in tasks}
+    for row in episodes.rows(everyone):
+        count = len(row.ends.centre)
+        if count > 1:
+            band = _band(row.ends, range(row.seeds))
+            line = {"entry": place[row.contestant.name], "x": list(range(1, count + 1)), **band}
+            lines[row.task].append(line)
+    return list(lines.values()) if any(lines.values()) else []
 
 
 def _sensitivity(everyone: Sequence[Contestant], task: str, name: str, curve: str) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from outeropt.bench import scores
 from outeropt.bench.leaderboard import Leaderboard, Row
-from outeropt.bench.pictures import series
+from outeropt.bench.pictures import episodes, series
 from outeropt.bench.pictures.contestants import Contestant, order
 from outeropt.store.archive import Archive
 
@@ -137,6 +137,33 @@ def details(everyone: Sequence[Contestant], tasks: Sequence[str], curve: str) ->
                 }
             )
     return result
+
+
+def ends(everyone: Sequence[Contestant]) -> list[dict[str, Any]]:
+    """One row per task and contestant of several episodes: the training loss at the end of each."""
+    return [
+        {
+            "task": row.task,
+            "label": row.contestant.label,
+            "ruleset": row.contestant.ruleset,
+            "colour": row.contestant.look.colour,
+            "name": row.contestant.name,
+            "setting": setting_text(row.setting),
+            "ends": [plus_minus(*end) for end in zip(row.ends.centre, row.ends.high)],
+            "last": float(row.ends.centre[-1]) if np.isfinite(row.ends.centre[-1]) else "",
+            "steps": row.steps,
+            "seconds": row.seconds,
+        }
+        for row in episodes.rows(everyone)
+        if len(row.ends.centre) > 1
+    ]
+
+
+def plus_minus(centre: float, high: float) -> str:
+    """A mean and half of its interval as `0.012 ± 0.003`; a dash if it is no number."""
+    if not np.isfinite(centre):
+        return "–"
+    return f"{centre:.3g} ± {high - centre:.2g}" if high > centre else f"{centre:.3g}"
 
 
 def provenance(everyone: Sequence[Contestant]) -> list[tuple[str, str]]:

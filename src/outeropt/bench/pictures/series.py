@@ -207,6 +207,15 @@ def thin(steps: Int[np.ndarray, "T"], points: int) -> Int[np.ndarray, "P"]:
     return np.unique(np.rint(np.concatenate([even, log])).astype(int))
 
 
+def boundaries(archives: Sequence[Archive]) -> list[int]:
+    """Inner steps at which an episode ends and another begins; none unless all archives share them."""
+    lengths = {(archive.num_steps, archive.episodes) for archive in archives}
+    if len(lengths) != 1:
+        return []
+    ((steps, episodes),) = lengths
+    return [steps // episodes * i for i in range(1, episodes)]
+
+
 def tasks(archives: Iterable[Archive]) -> list[str]:
     """Names of the tasks, in order of first appearance."""
     return list(dict.fromkeys(archive.task for archive in archives))

@@ -164,7 +164,7 @@ function strokeOf(line) {
   return { stroke: `var(--s${line.colour})`, "stroke-width": line.thin ? 1.1 : 1.9, "stroke-dasharray": line.dash.map((d) => d * 1.5).join(" ") };
 }
 
-// spec: {title, height, ends, bands, x: {label, log, domain?}, y: {label, log, domain?}, reference?, lines}
+// spec: {title, height, ends, bands, x: {label, log, domain?}, y: {label, log, domain?}, reference?, rules?, lines}
 // line: {name, colour, dash, thin, x, mid, low?, high?, marker?, crosses?, stairs?}; missing numbers are null.
 function drawChart(host, spec) {
   host.replaceChildren();
@@ -206,6 +206,7 @@ function drawChart(host, spec) {
 
   const clip = `clip${drawChart.count = (drawChart.count || 0) + 1}`;
   svgOf(svgOf(svg, "clipPath", { id: clip }), "rect", { x: box.left, y: box.top - 3, width: Math.max(box.right - box.left, 0), height: box.bottom - box.top + 3 });
+  for (const at of spec.rules ?? []) svgOf(svg, "line", { x1: x(at), x2: x(at), y1: box.top, y2: box.bottom, class: "boundary" });
   if (spec.reference) {
     const at = spec.reference.axis === "x" ? { x1: x(1), x2: x(1), y1: box.top, y2: box.bottom } : { x1: box.left, x2: box.right, y1: y(1), y2: y(1) };
     if (spec.reference.axis === "x" ? x(1) >= box.left && x(1) <= box.right : y(1) >= box.top && y(1) <= box.bottom) svgOf(svg, "line", { ...at, class: "reference" });

@@ -38,7 +38,16 @@ function drawCurves() {
   drawTasks(byId("chart-curves"), (task) => {
     const lines = data.learning[task].filter(visible).filter((line) => curve in line.curves).map((line) => dressed({ entry: line.entry, x: line.x, ...line.curves[curve] }));
     const log = scale === "log" || (scale === "auto" && !accuracy && spansDecade(lines));
-    return { lines, bands: byId("bands").checked, x: { label: "inner step", log: byId("logx").checked, whole: true }, y: { label: curve, log, descending: accuracy } };
+    return { lines, bands: byId("bands").checked, rules: data.boundaries[task], x: { label: "inner step", log: byId("logx").checked, whole: true }, y: { label: curve, log, descending: accuracy } };
+  });
+}
+
+function drawEpisodes() {
+  if (!byId("episodes")) return;
+  drawTasks(byId("chart-episodes"), (task) => {
+    const lines = data.episodes[task].filter(visible).map((line) => dressed(line, { marker: data.entries[line.entry].marker }));
+    const log = lines.flatMap((line) => line.mid).every((value) => value === null || value > 0);
+    return { lines, bands: true, x: { label: "episode", whole: true }, y: { label: "train/loss at its end", log } };
   });
 }
 
@@ -102,6 +111,7 @@ function refresh() {
   byId("all").textContent = state.off.size ? "show all" : "hide all";
   applyFilter();
   drawCurves();
+  drawEpisodes();
   drawSensitivity();
   drawProfiles();
   drawTunability();

@@ -1,0 +1,89 @@
+"""Collections: hyperparameter sets that are run together, all under one protocol."""
+
+import dataclasses
+
+from outeropt.bench import sets
+from outeropt.bench.sets import HyperparameterSet
+from outeropt.errors import unknown_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """Several hyperparameter sets under one name.
+
+    Attributes:
+      name: the collection's name, wherever a set's is asked for.
+      members: names of its sets.
+      seeds: seeds per setting.
+      steps: inner steps of each episode.
+      episodes: trainings from fresh initial values, one after the other.
+      note: what it is for.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    seeds: int
+    steps: int
+    episodes: int
+    note: str
+
+    def sets(
+        self,
+        *,
+        seeds: int | None = None,
+        steps: int | None = None,
+        episodes: int | None = None,
+        eval_every: int | None = None,
+    ) -> list[HyperparameterSet]:
+        """Its sets, all with these seeds, lengths and cadence; None takes the collection's own.
+
+        Raises:
+          ConfigError: a count below 1, or an `eval_every` that does not divide the length.
+        """
+        protocol = {
+            "seeds": self.seeds if seeds is None else seeds,
+            "steps": self.steps if steps is None else steps,
+            "episodes": self.episodes if episodes is None else episodes,
+            "eval_every": eval_every,
+        }
+        return [sets.get(name).adapted(**protocol) for name in self.members]
+
+
+_SELF_TUNING = ("metaopt", "hypergradient:adam", "driven:adam", "metaopt:sgd")
+_TUNING_FREE = (
+    "dadapt_adamw", "prodigy", "mechanic_adamw", "dog", "dowg", "cocob", "schedule_free_adamw"
+)  # fmt: skip
+_TUNED = ("sgd", "momentum", "adam", "adamw")
+
+COLLECTIONS = {
+    collection.name: collection
+    for collection in (
+        Collection(
+            "self-tuning-vs-tuned",
+            (
+                *(f"{name}-default" for name in (*_SELF_TUNING, *_TUNING_FREE)),
+                *(f"{name}-lr" for name in _TUNED),
+            ),
+            seeds=3,
+            steps=300,
+            episodes=3,
+            note="self-tuning and tuning-free optimizers as they are, and others at nine learning rates",
+        ),
+    )
+}
+
+
+def names() -> list[str]:
+    """Names of all collections."""
+    return list(COLLECTIONS)
+
+
+def get(name: str) -> Collection:
+    """A collection by name.
+
+    Raises:
+      UnknownName: no such collection.
+    """
+    if name not in COLLECTIONS:
+        raise unknown_name("collection", name, COLLECTIONS, see=", ".join(COLLECTIONS))
+    return COLLECTIONS[name]
