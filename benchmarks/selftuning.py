@@ -4,10 +4,10 @@
     python benchmarks/selftuning.py --protocol minibatch
 
 A perceptron 64-100-100-10, six episodes of 250 steps: parameters are drawn anew in each, and what an
-optimizer learned about training stays. *One batch*: the same 512 images at every step. *Minibatch*: 128 of the training
-images. Printed: the mean training loss over the last 10 steps of an episode, as mean and 95 % interval over
-seeds, and seconds for a seed. Learning rates of the tuned are the best of nine by that number in the last
-episode.
+optimizer learned about training stays. *One batch*: the same 512 images at every step. *Minibatch*: 128 of
+the training images. Printed: the mean training loss over the last 10 steps of an episode, as mean and 95 %
+interval over seeds, and seconds for a seed. Learning rates of the tuned are the best of nine by that number
+in the last episode.
 """
 
 import argparse

@@ -1,6 +1,10 @@
 """Hand-designed and tuning-free optimizers, schedules and wrappers, with their spaces."""
 
-from outeropt.optimizers.nadamw import NAdamW
+from collections.abc import Callable
+from typing import Any
+
+from outeropt.optimizer import Optimizer
+from outeropt.optimizers.nesterov_adamw import NAdamW
 from outeropt.optimizers.opt_list import opt_list
 from outeropt.optimizers.optax_optimizer import OptaxOptimizer, from_optax, static_arguments
 from outeropt.optimizers.registry import Description, describe, get, names, prefixes
@@ -68,3 +72,16 @@ __all__ = [
     "prefixes",
     "static_arguments",
 ]
+
+
+def __getattr__(name: str) -> Callable[..., Optimizer]:
+    """Every registered name as a function: `optimizers.adam(1e-3, b1=0.95)` is `get("adam", ...)`."""
+    if name.startswith("_") or name not in names():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def make(learning_rate: Any = None, **hyperparameters: Any) -> Optimizer:
+        given = {} if learning_rate is None else {"learning_rate": learning_rate}
+        return get(name, **given, **hyperparameters)
+
+    make.__name__ = make.__qualname__ = name
+    return make

@@ -11,7 +11,7 @@ from typing import Any
 from outeropt.optimizer import Optimizer
 from outeropt.optimizers import schedules, wrappers
 from outeropt.optimizers.entry import Entry, Paper, with_leaves
-from outeropt.optimizers.nadamw import NAdamW
+from outeropt.optimizers.nesterov_adamw import NAdamW
 from outeropt.optimizers.schedules import Schedule
 
 
