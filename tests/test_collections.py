@@ -51,7 +51,10 @@ def test_members_share_their_protocol(name):
     assert [item.name for item in items] == list(found.members)
     (protocol,) = {tuple(item.protocol.items()) for item in items}
     assert dict(protocol) | {"seeds": found.seeds, "steps": found.steps} == dict(protocol)
-    assert {item.steps for item in found.sets(steps=50, episodes=1)} == {50}
+    assert {(item.steps, item.eval_every) for item in found.sets(steps=50, episodes=1)} == {(50, 2)}
+    assert {item.eval_every for item in found.sets(eval_every=50)} == {50}
+    with pytest.raises(ConfigError, match="steps = 0"):
+        found.sets(steps=0)
     with pytest.raises(UnknownName, match=f"Did you mean {name}"):
         collections.get(name[:-1])
 

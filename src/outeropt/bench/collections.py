@@ -37,17 +37,26 @@ class Collection:
     ) -> list[HyperparameterSet]:
         """Its sets, all with these seeds, lengths and cadence; None takes the collection's own.
 
+        An episode is evaluated about twenty times, and its end as finely as the end of the last one.
+
         Raises:
           ConfigError: a count below 1, or an `eval_every` that does not divide the length.
         """
+        steps = self.steps if steps is None else steps
+        if eval_every is None:
+            eval_every = next((d for d in range(max(1, steps // 20), steps + 1) if steps % d == 0), None)
         protocol = {
             "seeds": self.seeds if seeds is None else seeds,
-            "steps": self.steps if steps is None else steps,
+            "steps": steps,
             "episodes": self.episodes if episodes is None else episodes,
             "eval_every": eval_every,
+            "eval_batches": _EVAL_BATCHES,
+            "last_eval_batches": _EVAL_BATCHES,
         }
         return [sets.get(name).adapted(**protocol) for name in self.members]
 
+
+_EVAL_BATCHES = 5
 
 _SELF_TUNING = ("metaopt", "hypergradient:adam", "driven:adam", "metaopt:sgd")
 _TUNING_FREE = (
