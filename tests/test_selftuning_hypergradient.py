@@ -309,14 +309,16 @@ def test_a_restart_keeps_what_was_learned():
     np.testing.assert_array_equal(run(optimizer, again, PARAMS, 1)[1].coordinates, state.mean)
 
 
-def test_the_mean_is_geometric_over_the_steps_of_the_episode():
+def test_the_mean_is_geometric_and_early_steps_count_more():
     optimizer, state, rates = made(), made().init(PARAMS), []
     params = PARAMS
     for _ in range(4):
         params, state = run(optimizer, state, params, 1)
         rates.append(optimizer.diagnostics(state)["learning_rate"])
     learned = optimizer.after(state).hyperparameters["inner.learning_rate"]
-    np.testing.assert_allclose(learned, np.exp(np.mean(np.log(rates))), rtol=1e-5)
+    np.testing.assert_allclose(
+        learned, np.exp(np.average(np.log(rates), weights=1 / np.arange(1, 5))), rtol=1e-5
+    )
 
 
 def test_limits_narrow_the_range():

@@ -58,7 +58,7 @@ class Collection:
 
 _EVAL_BATCHES = 5
 
-_SELF_TUNING = ("metaopt", "hypergradient:adam", "driven:adam", "metaopt:sgd")
+_SELF_TUNING = ("self_tuning", "metaopt", "hypergradient:adam", "driven:adam", "metaopt:sgd")
 _TUNING_FREE = (
     "dadapt_adamw", "prodigy", "mechanic_adamw", "dog", "dowg", "cocob", "schedule_free_adamw"
 )  # fmt: skip

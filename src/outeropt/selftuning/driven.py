@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from outeropt import optimizers, tree
 from outeropt.errors import OuteroptError
@@ -30,6 +30,8 @@ class DrivenState(NamedTuple):
       tangents: derivatives of the last updates with respect to the coordinates, one copy of the parameters
         each.
       known: whether there was a step to learn from, and a finite one.
+      mean: mean of the driven coordinates over the episode, in which step `t` counts `1 / t`.
+      count: steps of the episode so far.
     """
 
     inner: OptState
@@ -39,6 +41,8 @@ class DrivenState(NamedTuple):
     window: Float[Array, "leaves memory"]
     tangents: tuple[Params, ...]
     known: Bool[Array, ""]
+    mean: Float[Array, " leaves"]
+    count: Int[Array, ""]
 
 
 class DrivenHyperparameters(Wrapper):
@@ -59,7 +63,8 @@ class DrivenHyperparameters(Wrapper):
     trajectory, from how the last step alone depended on it. A controller of zeros that does not learn is the
     inner optimizer. Nothing is learned at the first step of an episode, nor where a number is not finite.
 
-    `restart` keeps the controller, the meta-optimizer's state and the base `b`, and `after` returns them.
+    `restart` keeps the controller and the meta-optimizer's state, and starts the base from the
+    `sensitivity.early_mean` of `z`; `after` returns them.
 
     Attributes:
       inner: the optimizer inside.
@@ -109,6 +114,8 @@ class DrivenHyperparameters(Wrapper):
             jnp.zeros((len(chart.names), controller.memory), base.dtype),
             sensitivity.still(chart, params),
             jnp.array(False),
+            base,
+            jnp.zeros((), jnp.int32),
         )
 
     def update(
@@ -128,8 +135,9 @@ class DrivenHyperparameters(Wrapper):
         updates, inner, tangents = sensitivity.step(
             self.inner, chart, coordinates, grads, state.inner, params, context
         )
-        known = tree.all_finite(updates)
-        return updates, DrivenState(inner, base, controller, meta, window, tangents, known)
+        known, count = tree.all_finite(updates), state.count + 1
+        mean = sensitivity.early_mean(state.mean, coordinates, count)
+        return updates, DrivenState(inner, base, controller, meta, window, tangents, known, mean, count)
 
     def inner_state(self, state: OptState) -> OptState:
         return state.inner
@@ -143,8 +151,10 @@ class DrivenHyperparameters(Wrapper):
         key: PRNGKeyArray | None = None,
     ) -> OptState:
         chart = self._chart()
-        now = chart.write(self.inner, state.base)
+        now = chart.write(self.inner, state.mean)
         return state._replace(
+            base=state.mean,
+            count=jnp.zeros((), jnp.int32),
             inner=now.restart(state.inner, params, num_steps=num_steps, key=key),
             window=jnp.zeros_like(state.window),
             tangents=sensitivity.still(chart, params),
@@ -156,7 +166,7 @@ class DrivenHyperparameters(Wrapper):
         return self.inner
 
     def after(self, state: OptState) -> Optimizer:
-        inner = self._chart().write(self.inner.after(state.inner), state.base)
+        inner = self._chart().write(self.inner.after(state.inner), state.mean)
         return eqx.tree_at(
             lambda optimizer: (optimizer.inner, optimizer.meta, optimizer.controller),
             self,

@@ -26,7 +26,7 @@ class HypergradientState(NamedTuple):
       meta: the state of the optimizer that moves them.
       tangents: derivatives of the last updates with respect to them, one copy of the parameters each.
       known: whether there was a step to learn from, and a finite one.
-      mean: mean of the coordinates over the episode.
+      mean: mean of the coordinates over the episode, in which step `t` counts `1 / t`.
       count: steps of the episode so far.
     """
 
@@ -56,8 +56,8 @@ class HypergradientDescent(Wrapper):
     before playing. Nothing is learned at the first step of an episode, nor where a number is not finite.
 
     The inner optimizer's leaves are where a run starts; the state holds where they are. `restart` and `after`
-    start the next run from their means over this one (of the coordinates: the geometric mean of a learning
-    rate), because what suits the end of a run, where a rate has grown or died, does not suit a beginning.
+    start the next run from their `sensitivity.early_mean` over this one, because what suits the end of a run,
+    where a rate has grown or died, does not suit a beginning.
     `restart` keeps the meta-optimizer's state too.
 
     Attributes:
@@ -117,7 +117,7 @@ class HypergradientDescent(Wrapper):
             self.inner, chart, coordinates, grads, state.inner, params, context
         )
         known, count = tree.all_finite(updates), state.count + 1
-        mean = state.mean + (coordinates - state.mean) / count.astype(coordinates.dtype)
+        mean = sensitivity.early_mean(state.mean, coordinates, count)
         return updates, HypergradientState(inner, coordinates, meta, tangents, known, mean, count)
 
     def inner_state(self, state: OptState) -> OptState:

@@ -173,6 +173,23 @@ def still(where: Chart, params: Params) -> tuple[Params, ...]:
     return tuple(jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), params) for _ in where.names)
 
 
+def early_mean(mean: Float[Array, " leaves"], now: Float[Array, " leaves"], count: Array) -> Array:
+    """The mean over the steps of an episode, in which step `t` counts `1 / t`, with one step more.
+
+    Of a logarithm it is a geometric mean, and every doubling of the time counts alike: where a run begins the
+    next one begins too.
+
+    Args:
+      mean: over the steps before.
+      now: at this step.
+      count: the number of this step, from 1.
+    """
+    time = count.astype(now.dtype)
+    # The sum of the weights is the harmonic number.
+    share = 1.0 / (time * (jax.scipy.special.digamma(time + 1.0) + np.euler_gamma))
+    return mean + share * (now - mean)
+
+
 def wide(leaf: Array) -> Array:
     """A leaf in float32, or wider if it is."""
     return leaf.astype(np.promote_types(np.float32, leaf.dtype))
