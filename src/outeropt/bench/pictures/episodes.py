@@ -21,6 +21,9 @@ from outeropt.errors import OuteroptError
 from outeropt.store.archive import Archive
 
 
+_MOST_BANDS = 4
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One contestant on one task.
@@ -66,7 +69,9 @@ def episode_table(archives: Sequence[Archive], curve: str = "train/loss") -> lis
 def episode_figure(
     archives: Sequence[Archive], curve: str = "train/loss", *, leaderboard: Leaderboard | None = None
 ) -> Figure:
-    """Loss at the end of each episode: mean over seeds and its 95% interval, one panel per task.
+    """Loss at the end of each episode: mean over seeds, one panel per task.
+
+    The 95% interval of the mean is a band where no more than four lines share a panel.
 
     Args:
       archives: one for each set and task; those without `curve` or of a single episode are left out.
@@ -110,13 +115,13 @@ def _draw(ax: Axes, here: Sequence[Row]) -> None:
         floor = float(means.min() / pad)
         ax.set_yscale("log")
         ax.set_ylim(floor, means.max() * pad)
-    # Many bands above each other would hide the lines.
-    alpha = min(0.13, 0.8 / len(here))
     for row in here:
         numbers, look = np.arange(1, len(row.ends.centre) + 1), row.contestant.look
         ax.plot(numbers, row.ends.centre, marker=look.marker, markersize=3.5, **row.contestant.line)
-        low = np.maximum(row.ends.low, floor)
-        ax.fill_between(numbers, low, row.ends.high, color=style.LIGHT[look.colour], alpha=alpha, linewidth=0)
+        # More bands above each other would hide the lines; the table has the intervals.
+        if len(here) <= _MOST_BANDS:
+            low, colour = np.maximum(row.ends.low, floor), style.LIGHT[look.colour]
+            ax.fill_between(numbers, low, row.ends.high, color=colour, alpha=0.1, linewidth=0)
 
 
 def _row(task: str, entry: Contestant, archive: Archive, curve: str) -> Row:
