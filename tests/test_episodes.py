@@ -78,3 +78,25 @@ def test_a_divergence_ends_with_its_episode():
 def test_unusable_episodes_are_told(episodes, every):
     with pytest.raises(ConfigError, match=r"episodes = 0|eval_every = 40 does not divide steps = 20"):
         train(regression(), METAOPT, steps=20, episodes=episodes, eval_every=every, key=jax.random.key(0))
+
+
+def test_an_interrupted_run_goes_on_in_the_middle_of_its_episodes(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "_CALL_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "_CHECKPOINT_SECONDS", -1.0)
+    settings = {"seeds": 1, "steps": 20, "episodes": 4, "eval_every": 5, "set": "episodes"}
+    parts = []
+
+    def stop(part):
+        parts.append(part)
+        if len(parts) == 7:
+            raise KeyboardInterrupt
+
+    with Store(tmp_path / "runs.db") as store:
+        with pytest.raises(KeyboardInterrupt):
+            sweep(regression(), METAOPT, store=store, report=stop, **settings)
+        rest = []
+        resumed = sweep(regression(), METAOPT, store=store, report=rest.append, **settings)
+    assert rest[0] == 6 / 16 and sum(rest) == 1  # six of sixteen windows were in the checkpoint
+    whole = sweep(regression(), METAOPT, **settings)
+    for name, curve in whole.curves.items():
+        np.testing.assert_array_equal(curve, resumed.curves[name], err_msg=name)
