@@ -62,7 +62,7 @@ def test_members_share_their_protocol(name):
 def test_the_comparison_tunes_whom_it_says():
     items = {item.name: item for item in collections.get("self-tuning-vs-tuned").sets()}
     assert [len(items[f"{name}-lr"].settings()) for name in ("sgd", "momentum", "adam", "adamw")] == [9] * 4
-    assert [len(item.settings()) for name, item in items.items() if name.endswith("-default")] == [1] * 11
+    assert [len(item.settings()) for name, item in items.items() if name.endswith("-default")] == [1] * 12
 
 
 def test_a_collection_is_swept_and_not_run_again(small, capsys, monkeypatch):
