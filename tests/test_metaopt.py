@@ -189,14 +189,13 @@ def test_frozen_controllers_do_not_move_and_keep_less():
 def test_narrow_parameters_and_histories(kind):
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
     optimizer = MetaOpt(sgd(0.01), disturbance="adam", controller=kind, history_dtype="bfloat16")
-    wide, state, values, _ = run(optimizer)
+    _, state, values, _ = run(optimizer)
     exact = run(MetaOpt(sgd(0.01), disturbance="adam", controller=kind))[2]
     assert {leaf.dtype for leaf in jax.tree.leaves(state.history.rows)} == {jnp.dtype("bfloat16")}
     np.testing.assert_allclose(values, exact, rtol=2e-2)
     params, state, *_ = run(optimizer, narrow)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.coefficients)} == {jnp.dtype("float32")}
-    del wide
 
 
 def test_a_ring_keeps_the_newest_rows_by_age():

@@ -31,6 +31,6 @@ def default() -> Optimizer:
       (`init(params, num_steps=...)`), because nothing that looks one step ahead does that in time.
 
     It costs a gradient a step, nothing more, and six copies of the parameters as state.
-    `docs/selftuning.md` has the measurements it was chosen by, and those it was not.
+    `docs/benchmarks.md` has the measurements that chose it, and those on tasks that did not.
     """
     return registry.get("self_tuning")

@@ -1,7 +1,7 @@
 """The nonstochastic-control meta-optimizer."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -22,7 +22,7 @@ from outeropt.selftuning.control.transfer import fitted
 from outeropt.space import Space
 
 
-ESTIMATORS = ("gaps", "fake", "cf1", "cf")
+ESTIMATORS = get_args(Estimator)
 
 
 class MetaOptState(NamedTuple):
@@ -213,22 +213,19 @@ class MetaOpt(Optimizer):
         w, own = self.disturbance(grads, state.disturbance, params)
         w = jax.tree.map(lambda leaf: jnp.where(fine, leaf, jnp.zeros_like(leaf)), w)
         history = state.history.push(w)
-        past = None
-        if state.past is not None:
-            # As they were before this step.
-            past = state.past.push(params, state.base, state.disturbance)
+        # As they were before this step.
+        past = None if state.past is None else state.past.push(params, state.base, state.disturbance)
         control = self._controller.play(played, history)
         updates, base = self.base.update(w, state.base, params, **context)
 
-        def add(update, leaf, played, *beyond):
+        def add(update, leaf, played):
             shrunk = update.astype(leaf.dtype) - self.weight_decay.astype(leaf.dtype) * leaf
-            step = shrunk + played.astype(leaf.dtype)
-            for reached in beyond:
-                step = step + (reached - leaf)
-            return jnp.where(fine, step, jnp.zeros_like(step))
+            return shrunk + played.astype(leaf.dtype)
 
-        beyond = () if ahead is None or self.play == "real" else (ahead,)
-        step = jax.tree.map(add, updates, params, control, *beyond)
+        step = jax.tree.map(add, updates, params, control)
+        if self.play == "rollout":
+            step = jax.tree.map(lambda leaf, reached, real: leaf + (reached - real), step, ahead, params)
+        step = jax.tree.map(lambda leaf: jnp.where(fine, leaf, jnp.zeros_like(leaf)), step)
         base, own = (
             tree.where(fine, new, old) for new, old in ((base, state.base), (own, state.disturbance))
         )
@@ -315,11 +312,9 @@ class MetaOpt(Optimizer):
                 "radius": Space.log(1e-4, 10.0, allowed=(0.0, 1e9)),
                 "radius_decay": Space.linear(0.0, 0.5, allowed=(0.0, 1.0)),
             }
-        inside = {"base": self.base.spaces, "meta": {} if self.frozen else self.meta.spaces}
-        inside["disturbance"] = {name: space for name, space in self.disturbance.spaces.items()}
-        return own | {
-            name: space for part, known in inside.items() for name, space in prefixed(part, known).items()
-        }
+        for part in ("base", "meta", "disturbance"):
+            own |= prefixed(part, getattr(self, part).spaces)
+        return own
 
     @property
     def _controller(self) -> Controller:
