@@ -36,9 +36,9 @@ def absolute_sum(values: PyTree) -> Float[Array, ""]:
 
 
 def root(square: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The square root, with derivative 0 at 0."""
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, jnp.ones_like(square))), 0.0)
+    """The square root, with derivative 0 at 0. What is no number stays none."""
+    zero = square == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, jnp.ones_like(square), square)))
 
 
 def quotient(numerator: Float[Array, "..."], denominator: Float[Array, "..."]) -> Float[Array, "..."]:

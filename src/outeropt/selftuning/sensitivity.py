@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from outeropt import tree
 from outeropt.errors import OuteroptError
 from outeropt.optimizer import Optimizer, OptState, Params, resolve
+from outeropt.optimizers.arithmetic import inner, quotient, root, squared_norm, widen
 from outeropt.space import Space
 
 
@@ -164,13 +165,13 @@ def step(
     updates, new, tangents = None, None, []
     for direction in jnp.eye(len(where.names), dtype=coordinates.dtype):
         updates, tangent, new = jax.jvp(updates_at, (coordinates,), (direction,), has_aux=True)
-        tangents.append(jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), wide(leaf), 0.0), tangent))
+        tangents.append(jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0.0), widen(tangent)))
     return updates, new, tuple(tangents)
 
 
 def still(where: Chart, params: Params) -> tuple[Params, ...]:
     """The derivatives before the first step: zeros."""
-    return tuple(jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), params) for _ in where.names)
+    return tuple(jax.tree.map(jnp.zeros_like, widen(params)) for _ in where.names)
 
 
 def early_mean(mean: Float[Array, " leaves"], now: Float[Array, " leaves"], count: Array) -> Array:
@@ -190,21 +191,12 @@ def early_mean(mean: Float[Array, " leaves"], now: Float[Array, " leaves"], coun
     return mean + share * (now - mean)
 
 
-def wide(leaf: Array) -> Array:
-    """A leaf in float32, or wider if it is."""
-    return leaf.astype(np.promote_types(np.float32, leaf.dtype))
-
-
-def _gradient(grads: Params, tangent: Params) -> Float[Array, ""]:
-    return _inner(grads, tangent)
-
-
 def _cosine(grads: Params, tangent: Params) -> Float[Array, ""]:
-    size = _length(grads) * _length(tangent)
-    return jnp.where(size == 0, 0.0, _inner(grads, tangent) / jnp.where(size == 0, 1.0, size))
+    lengths = root(squared_norm(grads)) * root(squared_norm(tangent))
+    return quotient(inner(grads, tangent), lengths)
 
 
-SIGNALS: dict[str, Callable[[Params, Params], Float[Array, ""]]] = {"gradient": _gradient, "cosine": _cosine}
+SIGNALS: dict[str, Callable[[Params, Params], Float[Array, ""]]] = {"gradient": inner, "cosine": _cosine}
 """What a gradient says about a leaf, from the derivative of the update that led to it."""
 
 
@@ -218,20 +210,7 @@ def signals(kind: Signal, grads: Params, tangents: Sequence[Params], dtype: Any)
       tangents: derivatives of the step's updates, by leaf.
       dtype: type of the result.
     """
-    grads = jax.tree.map(wide, grads)
     return jnp.stack([SIGNALS[kind](grads, tangent).astype(dtype) for tangent in tangents])
-
-
-def _inner(a: Params, b: Params) -> Float[Array, ""]:
-    products = [jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
-    # In the widest type that the tree holds.
-    dtype = np.result_type(np.float32, *(product.dtype for product in products))
-    return sum((product.astype(dtype) for product in products), jnp.zeros((), dtype))
-
-
-def _length(values: Params) -> Float[Array, ""]:
-    square = _inner(values, values)
-    return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
 
 
 def learn(

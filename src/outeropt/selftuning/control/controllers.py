@@ -10,12 +10,11 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from outeropt.optimizer import Params
-from outeropt.selftuning.control.disturbances import wide
+from outeropt.optimizers.arithmetic import wide_type
 from outeropt.selftuning.control.history import History
 
 
@@ -64,13 +63,13 @@ class Scalar(Controller):
     """One number for each age: a filter that all parameters share. `M` has shape (H,)."""
 
     def zeros(self, params: Params) -> Float[Array, " H"]:
-        return jnp.zeros(self.memory, _widest(params))
+        return jnp.zeros(self.memory, wide_type(params))
 
     def play(self, coefficients: Float[Array, " H"], history: History, age: int | Array = 0) -> Params:
         return history.weighted(jax.tree.map(lambda _: coefficients, history.rows), age)
 
     def along(self, history: History, grads: Params, kept: Array, horizon: int) -> Float[Array, " H"]:
-        products = [leaf.astype(_widest(grads)) for leaf in history.products(grads)]
+        products = [leaf.astype(wide_type(grads)) for leaf in history.products(grads)]
         return _summed(functools.reduce(jnp.add, products), kept, self.memory, horizon)
 
     def summary(self, coefficients: Float[Array, " H"]) -> Float[Array, " H"]:
@@ -84,7 +83,7 @@ class PerTensor(Controller):
     """One number for each age and parameter tensor. `M` has the parameters' structure, leaves (H,)."""
 
     def zeros(self, params: Params) -> PyTree:
-        return jax.tree.map(lambda leaf: jnp.zeros(self.memory, wide(leaf)), params)
+        return jax.tree.map(lambda leaf: jnp.zeros(self.memory, wide_type(leaf)), params)
 
     def play(self, coefficients: PyTree, history: History, age: int | Array = 0) -> Params:
         return history.weighted(coefficients, age)
@@ -105,7 +104,7 @@ class Diagonal(Controller):
     """One number for each age and parameter. `M` has the parameters' structure, leaves (H, *shape)."""
 
     def zeros(self, params: Params) -> PyTree:
-        return jax.tree.map(lambda leaf: jnp.zeros((self.memory, *leaf.shape), wide(leaf)), params)
+        return jax.tree.map(lambda leaf: jnp.zeros((self.memory, *leaf.shape), wide_type(leaf)), params)
 
     def play(self, coefficients: PyTree, history: History, age: int | Array = 0) -> Params:
         rows = history.newest(self.memory, age)
@@ -113,7 +112,7 @@ class Diagonal(Controller):
 
     def along(self, history: History, grads: Params, kept: Array, horizon: int) -> PyTree:
         def one(grad, rows):
-            dtype = wide(grad)
+            dtype = wide_type(grad)
             reach = _summed(rows.astype(dtype), kept, self.memory, horizon)
             return grad.astype(dtype)[None] * reach
 
@@ -131,7 +130,7 @@ class Full(Controller):
 
     def zeros(self, params: Params) -> Float[Array, "H n n"]:
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
-        return jnp.zeros((self.memory, size, size), _widest(params))
+        return jnp.zeros((self.memory, size, size), wide_type(params))
 
     def play(self, coefficients: Float[Array, "H n n"], history: History, age: int | Array = 0) -> Params:
         rows = history.newest(self.memory, age)
@@ -141,7 +140,7 @@ class Full(Controller):
         return back(mixed)
 
     def along(self, history: History, grads: Params, kept: Array, horizon: int) -> Float[Array, "H n n"]:
-        dtype = _widest(grads)
+        dtype = wide_type(grads)
         rows = jax.vmap(lambda row: ravel_pytree(row)[0])(history.newest(self.memory + horizon - 1))
         reach = _summed(rows.astype(dtype), kept, self.memory, horizon)
         return jnp.einsum("m,hn->hmn", ravel_pytree(grads)[0].astype(dtype), reach)
@@ -160,10 +159,6 @@ CONTROLLERS: dict[str, type[Controller]] = {
     "diagonal": Diagonal,
     "full": Full,
 }
-
-
-def _widest(params: Params) -> np.dtype:
-    return functools.reduce(np.promote_types, [wide(leaf) for leaf in jax.tree.leaves(params)])
 
 
 def _summed(by_age: Float[Array, "ages *shape"], kept: Array, memory: int, horizon: int) -> Array:

@@ -4,17 +4,17 @@ Each is a gradient transformation with a state, `disturbance(grads, state, param
 """
 
 import abc
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from outeropt.errors import unknown_name
 from outeropt.optimizer import Optimizer, Params
 from outeropt.optimizers import spaces
+from outeropt.optimizers.arithmetic import wide_type
 from outeropt.optimizers.schedules import number
 from outeropt.optimizers.wrappers.base import prefixed
 from outeropt.space import Space
@@ -103,7 +103,7 @@ class AdamScaled(Disturbance):
     }
 
     def init(self, params: Params) -> AdamScaledState:
-        mean, square = (jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p)), params) for _ in range(2))
+        mean, square = (jax.tree.map(lambda p: jnp.zeros(p.shape, wide_type(p)), params) for _ in range(2))
         return AdamScaledState(mean, square, jnp.zeros((), jnp.int32))
 
     def __call__(
@@ -166,8 +166,3 @@ def as_disturbance(given: str | Disturbance | Optimizer) -> Disturbance:
             raise unknown_name("disturbance", given, BY_NAME, see=", ".join(BY_NAME))
         return BY_NAME[given]()
     return given
-
-
-def wide(leaf: Any) -> Any:
-    """float32, or the leaf's own type where that is wider."""
-    return np.promote_types(np.float32, leaf.dtype)

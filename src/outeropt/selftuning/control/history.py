@@ -5,8 +5,9 @@ from typing import Any, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
+
+from outeropt.optimizers.arithmetic import wide_type
 
 
 class History(eqx.Module):
@@ -68,7 +69,7 @@ class History(eqx.Module):
         """Inner products of every row with `other`, by age, for each leaf."""
 
         def one(rows, leaf):
-            dtype = np.promote_types(np.float32, leaf.dtype)
+            dtype = wide_type(leaf)
             flat = rows.reshape(rows.shape[0], -1).astype(dtype)
             places = (self.count - 1 - jnp.arange(rows.shape[0], dtype=jnp.int32)) % rows.shape[0]
             return (flat @ leaf.reshape(-1).astype(dtype))[places]
