@@ -1,7 +1,7 @@
 """The contract of an optimizer: a pytree whose numeric leaves an outer loop may change."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -153,7 +153,7 @@ class Optimizer(eqx.Module):
         return optax.GradientTransformationExtraArgs(init, update)
 
 
-def resolve(name: str, leaves: Mapping[str, Any]) -> str:
+def resolve(name: str, leaves: Collection[str]) -> str:
     """The full leaf name that `name` (whole, or a unique dotted ending) stands for.
 
     Raises:

@@ -108,6 +108,11 @@ class Alias:
 
 
 ALIASES: dict[str, Alias] = {
+    "heavy_ball": Alias(
+        "weight_decay:momentum",
+        Paper("Some methods of speeding up the convergence of iteration methods", "Polyak", 1964),
+        {"weight_decay": 0.0},
+    ),
     "lookahead": Alias(
         "lookahead:adam",
         Paper("Lookahead Optimizer: k steps forward, 1 step back", "Zhang and others", 2019, "1907.08610"),

@@ -10,6 +10,13 @@ from outeropt.selftuning.driven import DrivenHyperparameters, driven
 from outeropt.selftuning.driving import LinearController, NetworkController
 from outeropt.selftuning.files import freeze, load, save, tunes_itself
 from outeropt.selftuning.hypergradient import HypergradientDescent, hypergradient, tower
+from outeropt.selftuning.onepass.baydin import Baydin
+from outeropt.selftuning.onepass.best_response import OnePass
+from outeropt.selftuning.onepass.forward import ForwardMode
+from outeropt.selftuning.onepass.methods import Method, random_start, study_methods, tuning_methods
+from outeropt.selftuning.onepass.random_start import RandomStart
+from outeropt.selftuning.onepass.stepped import Stepped
+from outeropt.selftuning.onepass.unrolled import Unrolled
 
 
 _CONTROL = Paper("Online Control for Meta-optimization", "Chen and Hazan", 2023, "2301.07902")
@@ -31,24 +38,36 @@ register(
         "driven": Prefix(driven, "a learned controller drives the learning rate"),
         "hypergradient": Prefix(hypergradient, "hypergradient descent on the learning rate"),
         "metaopt": Prefix(MetaOpt, "a learned controller mixes past gradients into the step"),
+        "one_pass": Prefix(OnePass, "the learning rate tuned against the validation loss, every ten steps"),
+        "stepped": Prefix(Stepped, "the learning rate multiplied every ten steps"),
     },
 )
 
 __all__ = [
     "AdamScaled",
+    "Baydin",
     "Clipped",
     "Disturbance",
     "DrivenHyperparameters",
+    "ForwardMode",
     "HypergradientDescent",
     "LinearController",
     "MetaOpt",
+    "Method",
     "NetworkController",
+    "OnePass",
+    "RandomStart",
     "Raw",
+    "Stepped",
     "Transformed",
+    "Unrolled",
     "default",
     "freeze",
     "load",
+    "random_start",
     "save",
+    "study_methods",
     "tower",
     "tunes_itself",
+    "tuning_methods",
 ]

@@ -21,7 +21,7 @@ from outeropt.optimizers.arithmetic import inner, quotient, root, squared_norm, 
 from outeropt.space import Space
 
 
-Coordinates = Literal["plain", "space"]
+Coordinates = Literal["plain", "space", "decades"]
 Signal = Literal["gradient", "cosine"]
 Tuned = tuple[str, ...]
 
@@ -51,8 +51,10 @@ def _own(space: Space | None) -> Space:
     return Space(low, high, space.scale)
 
 
-COORDINATES: dict[str, Callable[[Space | None], Space]] = {"plain": _plain, "space": _own}
+COORDINATES: dict[str, Callable[[Space | None], Space]] = {"plain": _plain, "space": _own, "decades": _own}
 """The range and scale to tune a leaf in, from its space."""
+
+_DECADE = float(np.log(10.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +64,12 @@ class Chart:
     Attributes:
       names: full names of the leaves.
       spaces: the scale that each leaf is tuned in, and the range that it is kept in.
+      units: how much of its space's unconstrained coordinate is one of ours.
     """
 
     names: tuple[str, ...]
     spaces: tuple[Space, ...]
+    units: tuple[float, ...]
 
     def read(self, optimizer: Optimizer) -> Float[Array, " leaves"]:
         """The coordinates of an optimizer's leaves, moved into their ranges.
@@ -79,24 +83,29 @@ class Chart:
                 raise OuteroptError(
                     f"{name} has shape {jnp.shape(leaves[name])}; only single numbers are tuned in a run."
                 )
-        values = [space.clip(leaves[name]) for name, space in zip(self.names, self.spaces)]
-        return jnp.stack([space.to_unconstrained(value) for space, value in zip(self.spaces, values)])
+        return self._coordinates([space.clip(leaves[name]) for name, space in zip(self.names, self.spaces)])
 
     def clip(self, coordinates: Float[Array, " leaves"]) -> Float[Array, " leaves"]:
         """The nearest coordinates whose values are in range."""
-        ends = [[space.low for space in self.spaces], [space.high for space in self.spaces]]
-        low, high = (
-            jnp.stack([space.to_unconstrained(jnp.asarray(end, coordinates.dtype)) for space, end in pairs])
-            for pairs in (zip(self.spaces, side) for side in ends)
-        )
-        return jnp.clip(coordinates, low, high)
+        return jnp.clip(coordinates, *self.ends(coordinates.dtype))
+
+    def ends(self, dtype: Any) -> tuple[Float[Array, " leaves"], Float[Array, " leaves"]]:
+        """The smallest and the largest coordinates."""
+        low = [jnp.asarray(space.low, dtype) for space in self.spaces]
+        high = [jnp.asarray(space.high, dtype) for space in self.spaces]
+        return self._coordinates(low), self._coordinates(high)
+
+    def _coordinates(self, values: Sequence[Array]) -> Float[Array, " leaves"]:
+        found = zip(self.spaces, self.units, values, strict=True)
+        return jnp.stack([space.to_unconstrained(value) / unit for space, unit, value in found])
 
     def values(self, coordinates: Float[Array, " leaves"]) -> dict[str, Array]:
         """The leaves' values by name."""
-        return {
-            name: space.from_unconstrained(coordinates[index])
-            for index, (name, space) in enumerate(zip(self.names, self.spaces))
-        }
+        return {name: self.value(index, coordinates[index]) for index, name in enumerate(self.names)}
+
+    def value(self, index: int, coordinate: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The value of one leaf at a coordinate, or at many."""
+        return self.spaces[index].from_unconstrained(self.units[index] * coordinate)
 
     def write(self, optimizer: Optimizer, coordinates: Float[Array, " leaves"]) -> Optimizer:
         """The optimizer with its leaves at these coordinates."""
@@ -114,6 +123,7 @@ def chart(
     names: Sequence[str],
     coordinates: Coordinates,
     limits: tuple[float, float] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> Chart:
     """Coordinates for some leaves of an optimizer.
 
@@ -121,9 +131,11 @@ def chart(
       optimizer: whose leaves.
       names: the leaves; the last part of a dotted name is enough when it is unique.
       coordinates: `"space"` for those of the leaves' spaces (the logarithm of a learning rate or a weight
-        decay, the logit of a momentum), `"plain"` for the leaves themselves. A leaf stays within what its
-        space allows or, at an end where the coordinate would be infinite, within what is worth searching.
+        decay, the logit of a momentum), `"decades"` for the same with logarithms to base 10, `"plain"` for
+        the leaves themselves. A leaf stays within what its space allows or, at an end where the coordinate
+        would be infinite, within what is worth searching.
       limits: a narrower range for all of them; None for none.
+      ranges: ranges of some leaves in place of those, by name.
 
     Raises:
       UnknownName: the optimizer has no such leaf.
@@ -132,12 +144,16 @@ def chart(
     if not names:
         raise OuteroptError('No leaf is named to be tuned; name one, such as ("learning_rate",).')
     if coordinates not in COORDINATES:
-        raise OuteroptError(f"Coordinates are {' or '.join(COORDINATES)}, not {coordinates!r}.")
+        raise OuteroptError(f"Coordinates are {', '.join(COORDINATES)}, not {coordinates!r}.")
     full = tuple(resolve(name, optimizer.hyperparameters) for name in names)
     found = [COORDINATES[coordinates](optimizer.spaces.get(name)) for name in full]
     if limits is not None:
         found = [Space(max(s.low, limits[0]), min(s.high, limits[1]), s.scale) for s in found]
-    return Chart(full, tuple(found))
+    own = {resolve(name, optimizer.hyperparameters): ends for name, ends in (ranges or {}).items()}
+    found = [Space(*own[name], s.scale) if name in own else s for name, s in zip(full, found)]
+    decades = coordinates == "decades"
+    units = tuple(_DECADE if decades and space.scale == "log" else 1.0 for space in found)
+    return Chart(full, tuple(found), units)
 
 
 def step(

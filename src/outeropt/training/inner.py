@@ -170,10 +170,12 @@ def evaluate(
         return jax.tree.map(lambda value: value.astype(jnp.float32), {"loss": loss, **metrics})
 
     def on_splits(index):
-        # All splits in one call of the loss: a third of the program to compile.
         keys = jax.random.split(jax.random.fold_in(step_key, index), len(SPLITS))
-        batches = stack([task.batch(split, k) for split, k in zip(SPLITS, keys)])
-        return jax.vmap(on_batch, axis_size=len(SPLITS))(batches)
+        batches = [task.batch(split, k) for split, k in zip(SPLITS, keys)]
+        if len({str(jax.tree.map(jnp.shape, batch)) for batch in batches}) > 1:  # full batches
+            return stack([on_batch(batch) for batch in batches])
+        # All splits in one call of the loss: a third of the program to compile.
+        return jax.vmap(on_batch, axis_size=len(SPLITS))(stack(batches))
 
     shapes = jax.eval_shape(on_splits, 0)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -70,10 +70,10 @@ class Scheduled(Wrapper):
     def _now(self, now: Int[Array, "2"]) -> Optimizer:
         leaves = self.inner.hyperparameters
         full = resolve(self.name, leaves)
-        return _with_leaf(self.inner, full, leaves[full] * schedules.value_at(self.schedule, now))
+        return with_leaf(self.inner, full, leaves[full] * schedules.value_at(self.schedule, now))
 
 
-def _with_leaf(optimizer: Optimizer, name: str, value: Array) -> Optimizer:
+def with_leaf(optimizer: Optimizer, name: str, value: Array) -> Optimizer:
     """The optimizer with one leaf set, unchecked: a schedule may leave the leaf's space on its way."""
     return jtu.tree_map_with_path(
         lambda path, leaf: value if tree.leaf_name(path) == name else leaf, optimizer

@@ -1,0 +1,144 @@
+"""One-pass tuning by implicit differentiation of the weight update."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from outeropt.errors import OuteroptError
+from outeropt.optimizer import Optimizer
+from outeropt.optimizers.arithmetic import squared_norm
+from outeropt.selftuning import sensitivity
+from outeropt.selftuning.onepass.tuner import Point, Ranges, Step, Tuner, default_meta, ranges_of
+from outeropt.selftuning.sensitivity import Coordinates, Tuned
+
+
+Through = Literal["parameters", "state"]
+Solver = Literal["series", "conjugate_gradient"]
+
+
+class OnePass(Tuner):
+    """Tunes leaves of any optimizer in one run, by the best response of the parameters to them.
+
+    Clarke, Oldewage and Hernandez-Lobato, "Scalable One-Pass Optimisation of High-Dimensional Weight-Update
+    Hyperparameters by Implicit Differentiation", 2022, arXiv 2110.10461. With `F(w, z)` the map of the
+    block's last step (gradient on its minibatch, inner update at the coordinates `z`), `V` the validation
+    loss, and everything but parameters and coordinates constant:
+
+        h = grad V(F(w, z))  sum_(j < lookback) (dF/dw)^j  dF/dz
+
+    which is what unrolling gives if all earlier parameters had been the present ones. It takes `lookback - 1`
+    products with the Hessian, and no memory of the past. The method of Lorraine, Vicol and Duvenaud, 2020
+    (arXiv 1911.02590) is this one on `weight_decay` alone.
+
+    `through="state"` puts the inner optimizer's state into the map as well, so that what momentum does later
+    counts. `solver="conjugate_gradient"` solves for the limit of the sum, by `lookback` iterations on the
+    normal equations; it is a reference, not for use: far from a minimum there is no limit.
+
+    A sum of an even number of terms can point the wrong way where the map expands (the learning rate is above
+    2 / curvature), and grows what diverges. So an even sum leaves out its last term if that is the longest.
+
+    Attributes:
+      inner: the optimizer inside.
+      tuned: names of the leaves to tune; the last part of a dotted name is enough when it is unique.
+      lookback: terms of the sum, at least 1; odd numbers are safer.
+      every: inner steps from one tuning to the next.
+      meta: the optimizer of the coordinates.
+      coordinates: `"decades"` (log10 of a learning rate or weight decay, logit of a momentum), `"space"` or
+        `"plain"`; see `sensitivity.chart`.
+      ranges: ranges in place of the leaves' spaces, by name: `{"learning_rate": (1e-10, 1.0)}`.
+      per_parameter: whether every parameter has a learning rate of its own. The inner update must be
+        proportional to its learning rate, as it is for all common optimizers.
+      through: what the map is of: `"parameters"`, or `"state"` for parameters and optimizer state.
+      solver: `"series"` or `"conjugate_gradient"`.
+
+    Raises:
+      UnknownName: the inner optimizer has no such leaf.
+      OuteroptError: a leaf has no such coordinates, a setting is not one of those above, or (from `update`)
+        the loop offers no `value_fn` or `valid_fn`.
+
+    Example:
+      `OnePass(optimizers.adamw(1e-3), tuned=("learning_rate", "weight_decay"))`
+    """
+
+    inner: Optimizer
+    tuned: Tuned = eqx.field(static=True, default=("learning_rate",), converter=sensitivity.listed)
+    lookback: int = eqx.field(static=True, default=5)
+    every: int = eqx.field(static=True, default=10)
+    meta: Optimizer = eqx.field(default_factory=default_meta)
+    coordinates: Coordinates = eqx.field(static=True, default="decades")
+    ranges: Ranges = eqx.field(static=True, default=(), converter=ranges_of)
+    per_parameter: bool = eqx.field(static=True, default=False)
+    through: Through = eqx.field(static=True, default="parameters")
+    solver: Solver = eqx.field(static=True, default="series")
+
+    def __check_init__(self):
+        if self.lookback < 1:
+            raise OuteroptError(f"lookback = {self.lookback} is not allowed; look back at least 1 step.")
+        if self.through not in ("parameters", "state"):
+            raise OuteroptError(f'through is "parameters" or "state", not {self.through!r}.')
+        if self.solver not in _SOLVERS:
+            raise OuteroptError(f"Solvers are {' or '.join(_SOLVERS)}, not {self.solver!r}.")
+
+    def hypergradient(self, point: Point, step: Step, memory: PyTree) -> Point:
+        loss, valid = step.ask("value_fn"), step.ask("valid_fn")
+        floats, rest = eqx.partition(step.inner, eqx.is_inexact_array)
+        # What the map carries from step to step beside the parameters.
+        carried = floats if self.through == "state" else ()
+
+        def move(params, grads, value, carried, point):
+            inner = eqx.combine(carried if self.through == "state" else floats, rest)
+            context = {**step.context, "grad": grads, "value": value}
+            updates, inner = self.play(point, grads, inner, params, context)
+            moved = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
+            return moved, eqx.filter(inner, eqx.is_inexact_array) if carried else ()
+
+        value = loss(step.params) if step.context.get("value") is None else step.context["value"]
+        _, pull = jax.vjp(move, step.params, step.grads, value, carried, point)
+
+        def back(v):
+            # The step is the gradient and what the optimizer makes of it. Going back through the gradient is
+            # a product with the Hessian, which is symmetric; going back to the point needs no gradient at
+            # all.
+            of_params, of_grads, of_value, of_carried, _ = pull(v)
+            _, curved = jax.jvp(jax.grad(loss), (step.params,), (of_grads,))
+            total = jax.tree.map(lambda a, b, g: a + b + of_value * g, of_params, curved, step.grads)
+            return total, of_carried
+
+        start = jax.grad(valid)(step.moved), jax.tree.map(jnp.zeros_like, carried)
+        return pull(_SOLVERS[self.solver](back, start, self.lookback))[-1]
+
+
+def _series(back, start, terms):
+    """`sum_(j < terms) back^j start`, without the last term if it would make an expanding sum even."""
+
+    def add(_, carry):
+        last, total = carry
+        last = back(last)
+        return last, jax.tree.map(jnp.add, total, last)
+
+    last, total = jax.lax.fori_loop(0, terms - 1, add, (start, start))
+    if terms % 2:
+        return total
+    expands = squared_norm(last) > squared_norm(start)
+    return jax.tree.map(lambda leaf, end: leaf - jnp.where(expands, end, 0.0), total, last)
+
+
+def _conjugate_gradient(back, start, iterations):
+    """`x` with `x - back(x) = start`, from the normal equations."""
+
+    def residual(x):
+        return jax.tree.map(jnp.subtract, x, back(x))
+
+    forth = jax.linear_transpose(residual, start)
+
+    def normal(x):
+        return forth(residual(x))[0]
+
+    found, _ = jax.scipy.sparse.linalg.cg(normal, forth(start)[0], maxiter=iterations)
+    return found
+
+
+_SOLVERS = {"series": _series, "conjugate_gradient": _conjugate_gradient}

@@ -1,0 +1,313 @@
+"""What tuners share: an optimizer inside whose leaves move every few steps, against the validation loss."""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from outeropt import optimizers, tree
+from outeropt.errors import OuteroptError
+from outeropt.optimizer import Optimizer, OptState, Params, resolve
+from outeropt.optimizers.wrappers.base import Wrapper, prefixed
+from outeropt.selftuning import sensitivity
+from outeropt.selftuning.sensitivity import Chart, Coordinates, Tuned
+from outeropt.space import Space
+
+
+Ranges = tuple[tuple[str, tuple[float, float]], ...]
+
+
+def ranges_of(given: Mapping[str, tuple[float, float]] | Ranges) -> Ranges:
+    """Ranges by name in a form that can be hashed."""
+    pairs = given.items() if isinstance(given, Mapping) else given
+    return tuple((name, (float(low), float(high))) for name, (low, high) in pairs)
+
+
+class Point(NamedTuple):
+    """Where the tuned leaves are.
+
+    Attributes:
+      shared: coordinates of the leaves that all parameters share.
+      own: coordinates of the learning rate that every parameter has for itself; None where it is shared.
+    """
+
+    shared: Float[Array, " leaves"]
+    own: Params | None
+
+
+class TunerState(NamedTuple):
+    """State of a `Tuner`.
+
+    Attributes:
+      inner: the inner optimizer's state.
+      point: where the tuned leaves are now.
+      meta: the state of the optimizer that moves them.
+      memory: what the method remembers of earlier steps.
+      skipped: hypergradients so far that were not finite, and taught nothing.
+      count: steps so far.
+    """
+
+    inner: OptState
+    point: Point
+    meta: OptState
+    memory: PyTree
+    skipped: Int[Array, ""]
+    count: Int[Array, ""]
+
+
+class Step(NamedTuple):
+    """The last inner step of a block, which a hypergradient is taken through.
+
+    Attributes:
+      params: where it began.
+      grads: the gradient there.
+      inner: the inner optimizer's state there.
+      moved: where it led to.
+      number: its number in the run, from 0.
+      context: what the inner loop offered.
+    """
+
+    params: Params
+    grads: Params
+    inner: OptState
+    moved: Params
+    number: Int[Array, ""]
+    context: Mapping[str, Any]
+
+    def ask(self, name: str) -> Callable[..., Any]:
+        """A function that the inner loop offers.
+
+        Raises:
+          OuteroptError: it does not offer it.
+        """
+        found = self.context.get(name)
+        if found is None:
+            raise OuteroptError(
+                f"This tuner needs `{name}` in every call of update (see Optimizer.update): "
+                "the training loss is `value_fn`, the validation loss `valid_fn`."
+            )
+        return found
+
+
+class Tuner(Wrapper):
+    """Tunes leaves of the inner optimizer while it trains, once in a block of `every` steps.
+
+    With `z` the coordinates of the tuned leaves and `h` the method's estimate of how the validation loss
+    after the block depends on them:
+
+        z <- z + meta.update(h),   moved into their ranges
+
+    Training goes on from where it is. A hypergradient with a number that is not finite teaches nothing, and
+    is counted as `skipped`. The inner optimizer's leaves are where a run starts; `restart` and `after` start
+    the next run from where this one ended, and `restart` keeps the meta-optimizer's state.
+
+    Subclasses are one method each: they fill in `hypergradient`, and `remember` if they need earlier steps.
+    """
+
+    tuned: eqx.AbstractVar[Tuned]
+    meta: eqx.AbstractVar[Optimizer]
+    every: eqx.AbstractVar[int]
+    coordinates: eqx.AbstractVar[Coordinates]
+    ranges: eqx.AbstractVar[Ranges]
+    per_parameter: eqx.AbstractVar[bool]
+
+    def __check_init__(self):
+        if self.every < 1:
+            raise OuteroptError(f"every = {self.every} is not allowed; tune at least every 1 step.")
+        self._charts()
+
+    @abc.abstractmethod
+    def hypergradient(self, point: Point, step: Step, memory: PyTree) -> Point:
+        """How the validation loss where the step led to depends on the point."""
+
+    def begin(self, params: Params, inner: OptState) -> PyTree:
+        """What is remembered before the first step."""
+        del params, inner
+        return ()
+
+    def remember(self, memory: PyTree, step: Step, point: Point) -> PyTree:
+        """What is remembered after a step."""
+        del step, point
+        return memory
+
+    def init(
+        self, params: Params, *, num_steps: int | Array | None = None, key: PRNGKeyArray | None = None
+    ) -> OptState:
+        inner_key, meta_key = (None, None) if key is None else jax.random.split(key)
+        shared, own = self._charts()
+        start = shared.read(self.inner) if shared.names else jnp.zeros(0, jnp.float32)
+        rates = None if own is None else _spread(own.read(self.inner)[0], params)
+        point = Point(start, rates)
+        inner = self.inner_at(point).init(params, num_steps=num_steps, key=inner_key)
+        meta = self.meta.init(point, num_steps=num_steps, key=meta_key)
+        zero = jnp.zeros((), jnp.int32)
+        return TunerState(inner, point, meta, self.begin(params, inner), zero, zero)
+
+    def update(
+        self, grads: Params, state: OptState, params: Params, **context: Any
+    ) -> tuple[Params, OptState]:
+        updates, inner = self.play(state.point, grads, state.inner, params, context)
+        # A clock that all lanes of a sweep share: then all of them tune at once, and none of them in vain.
+        number = jnp.asarray(context.get("step", state.count))
+        moved = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
+        step = Step(params, grads, state.inner, moved, number, context)
+        memory = self.remember(state.memory, step, state.point)
+
+        def learn():
+            signal = self.hypergradient(state.point, step, memory)
+            known = tree.all_finite(signal)
+            point, meta = sensitivity.learn(
+                self.meta, signal, state.meta, state.point, known, context, self.clip
+            )
+            return point, meta, state.skipped + jnp.where(known, 0, 1)
+
+        def wait():
+            return state.point, state.meta, state.skipped
+
+        due = (number + 1) % self.every == 0
+        point, meta, skipped = jax.lax.cond(due, learn, wait)
+        return updates, TunerState(inner, point, meta, memory, skipped, state.count + 1)
+
+    def play(
+        self, point: Point, grads: Params, inner: OptState, params: Params, context: Mapping[str, Any]
+    ) -> tuple[Params, OptState]:
+        """The inner optimizer's update at a point, and its next state."""
+        updates, inner = self.inner_at(point).update(grads, inner, params, **context)
+        if point.own is not None:
+            rates = self._rates(point.own)
+            updates = jax.tree.map(lambda rate, u: rate.astype(u.dtype) * u, rates, updates)
+        return updates, inner
+
+    def moved(
+        self, point: Point, params: Params, inner: OptState, loss: Callable[..., Any], step: Step
+    ) -> tuple[Params, OptState]:
+        """The map of one whole inner step, gradient included, at a point: next parameters and state.
+
+        Args:
+          point: of the tuned leaves.
+          params: before the step.
+          inner: the inner optimizer's state before it.
+          loss: `params -> training loss` of the step's minibatch.
+          step: gives the rest of the context.
+        """
+        value, grads = jax.value_and_grad(loss)(params)
+        context = {**step.context, "value": value, "grad": grads, "value_fn": loss}
+        updates, inner = self.play(point, grads, inner, params, context)
+        return jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates), inner
+
+    def inner_at(self, point: Point) -> Optimizer:
+        """The inner optimizer at a point; with learning rates of their own, at a learning rate of 1."""
+        shared, own = self._charts()
+        inner = shared.write(self.inner, point.shared) if shared.names else self.inner
+        return inner if own is None else inner.replace({own.names[0]: 1.0})
+
+    def clip(self, point: Point) -> Point:
+        """The nearest point in range."""
+        shared, own = self._charts()
+        moved = shared.clip(point.shared) if shared.names else point.shared
+        if own is None:
+            return Point(moved, None)
+
+        def within(leaf):
+            low, high = own.ends(leaf.dtype)
+            return jnp.clip(leaf, low[0], high[0])
+
+        return Point(moved, jax.tree.map(within, point.own))
+
+    def inner_state(self, state: OptState) -> OptState:
+        return state.inner
+
+    def restart(
+        self,
+        state: OptState,
+        params: Params,
+        *,
+        num_steps: int | Array | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> OptState:
+        inner = self.inner_at(state.point).restart(state.inner, params, num_steps=num_steps, key=key)
+        return state._replace(
+            inner=inner, memory=self.begin(params, inner), count=jnp.zeros_like(state.count)
+        )
+
+    def freeze(self) -> Optimizer:
+        """The inner optimizer, at the leaves that were learned.
+
+        Raises:
+          OuteroptError: every parameter has a learning rate of its own, which no other optimizer could hold.
+        """
+        if self.per_parameter:
+            raise OuteroptError("Learning rates for every parameter end with their run; tune a shared one.")
+        return self.inner
+
+    def after(self, state: OptState) -> Optimizer:
+        inner = self.inner.after(state.inner)
+        shared, own = self._charts()
+        inner = shared.write(inner, state.point.shared) if shared.names else inner
+        if own is not None:
+            inner = inner.replace({own.names[0]: self._middle(state.point)})
+        both = inner, self.meta.after(state.meta)
+        return eqx.tree_at(lambda tuner: (tuner.inner, tuner.meta), self, both)
+
+    def diagnostics(self, state: OptState) -> dict[str, Array]:
+        """The tuned leaves by name (a geometric mean where each parameter has its own), and `skipped`."""
+        shared, own = self._charts()
+        found = {**self.inner.diagnostics(state.inner), **shared.values(state.point.shared)}
+        if own is not None:
+            found[own.names[0]] = self._middle(state.point)
+        short = {_short(name, found): value for name, value in found.items()}
+        return {**short, "skipped": state.skipped}
+
+    @property
+    def spaces(self) -> dict[str, Space]:
+        return {**prefixed("inner", self.inner.spaces), **prefixed("meta", self.meta.spaces)}
+
+    def _rates(self, own: Params) -> Params:
+        _, chart = self._charts()
+        assert chart is not None
+        return jax.tree.map(lambda leaf: chart.value(0, leaf), own)
+
+    def _middle(self, point: Point) -> Float[Array, ""]:
+        leaves = [leaf.ravel() for leaf in jax.tree.leaves(point.own)]
+        _, chart = self._charts()
+        assert chart is not None
+        return chart.value(0, jnp.mean(jnp.concatenate(leaves)))
+
+    def _charts(self) -> tuple[Chart, Chart | None]:
+        """Coordinates of the shared leaves, and of the learning rate that each parameter has for itself."""
+        full = [resolve(name, self.inner.hyperparameters) for name in self.tuned]
+        ranges = {resolve(name, self.inner.hyperparameters): ends for name, ends in self.ranges}
+        own = [name for name in full if self.per_parameter and name.split(".")[-1] == "learning_rate"]
+        if self.per_parameter and len(own) != 1:
+            raise OuteroptError(
+                f"per_parameter gives every parameter its own learning_rate, which is not among {self.tuned}."
+            )
+        shared = [name for name in full if name not in own]
+
+        def chart(names):
+            within = {name: ends for name, ends in ranges.items() if name in names}
+            return sensitivity.chart(self.inner, names, self.coordinates, ranges=within)
+
+        if not full:
+            raise OuteroptError('No leaf is named to be tuned; name one, such as ("learning_rate",).')
+        return chart(shared) if shared else Chart((), (), ()), chart(own) if own else None
+
+
+def _spread(value: Float[Array, ""], params: Params) -> Params:
+    """The value for every entry of the parameters."""
+    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, value), params)
+
+
+def _short(name: str, names: Mapping[str, Any]) -> str:
+    """The last part of a dotted name where no other ends so."""
+    last = name.split(".")[-1]
+    return last if [other.split(".")[-1] for other in names].count(last) == 1 else name
+
+
+def default_meta() -> Optimizer:
+    """Adam at a learning rate of 0.05, half a decade in ten updates at the most."""
+    return optimizers.get("adam", learning_rate=0.05)

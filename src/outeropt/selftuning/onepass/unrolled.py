@@ -1,0 +1,103 @@
+"""Tuning by differentiation through the last steps as they were."""
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from outeropt.errors import OuteroptError
+from outeropt.optimizer import Optimizer, OptState, Params
+from outeropt.selftuning import sensitivity
+from outeropt.selftuning.onepass.tuner import Point, Ranges, Step, Tuner, default_meta, ranges_of
+from outeropt.selftuning.sensitivity import Coordinates, Tuned
+
+
+class Window(NamedTuple):
+    """Where the window of steps began that is differentiated.
+
+    Attributes:
+      params: parameters before its first step.
+      inner: the inner optimizer's state there.
+    """
+
+    params: Params
+    inner: OptState
+
+
+class Unrolled(Tuner):
+    """Tunes leaves by the exact derivative of the validation loss through the last `window` steps.
+
+    The optimizer's state counts within the window; parameters and state before it are constants. Of each
+    block of `every` steps the last `window` are played again on their minibatches (`value_at`), in pieces of
+    about `sqrt(window)` that are played once more on the way back: so memory grows with the root of the
+    window. With `window` and `every` the length of an episode, and episodes, this is tuning by whole runs.
+
+    Clarke, Oldewage and Hernandez-Lobato 2022 (arXiv 2110.10461) call it Diff-through-Opt.
+
+    Attributes:
+      inner: the optimizer inside.
+      tuned: names of the leaves to tune.
+      window: steps to differentiate through, at most `every`.
+      every: inner steps from one tuning to the next.
+      meta: the optimizer of the coordinates.
+      coordinates: as in `OnePass`.
+      ranges: as in `OnePass`.
+      per_parameter: as in `OnePass`.
+
+    Raises:
+      UnknownName: the inner optimizer has no such leaf.
+      OuteroptError: a setting cannot be used, or (from `update`) the loop offers no `value_at` or `valid_fn`.
+    """
+
+    inner: Optimizer
+    tuned: Tuned = eqx.field(static=True, default=("learning_rate",), converter=sensitivity.listed)
+    window: int = eqx.field(static=True, default=5)
+    every: int = eqx.field(static=True, default=10)
+    meta: Optimizer = eqx.field(default_factory=default_meta)
+    coordinates: Coordinates = eqx.field(static=True, default="decades")
+    ranges: Ranges = eqx.field(static=True, default=(), converter=ranges_of)
+    per_parameter: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        if not 1 <= self.window <= self.every:
+            raise OuteroptError(
+                f"window = {self.window} is not allowed; give 1 to every = {self.every} steps."
+            )
+
+    def begin(self, params: Params, inner: OptState) -> PyTree:
+        # Copies: a loop that donates its buffers may not donate one twice.
+        return jax.tree.map(jnp.array, Window(params, inner))
+
+    def remember(self, memory: PyTree, step: Step, point: Point) -> PyTree:
+        begins = step.number % self.every == self.every - self.window
+        return jax.lax.cond(begins, lambda: Window(step.params, step.inner), lambda: memory)
+
+    def hypergradient(self, point: Point, step: Step, memory: PyTree) -> Point:
+        value_at, valid = step.ask("value_at"), step.ask("valid_fn")
+        first = step.number - (self.window - 1)
+        piece = math.isqrt(self.window)
+
+        def play(carry, number, point):
+            params, inner = carry
+            return self.moved(point, params, inner, lambda params: value_at(params, number), step)
+
+        @jax.checkpoint
+        def pieces(carry, number, point):
+            return jax.lax.fori_loop(0, piece, lambda i, carry: play(carry, number + i, point), carry)
+
+        def end(point):
+            carry = jax.lax.scan(
+                lambda carry, i: (pieces(carry, first + piece * i, point), None),
+                tuple(memory),
+                jnp.arange(self.window // piece),
+            )[0]
+            rest = self.window % piece
+            carry = jax.lax.fori_loop(
+                0, rest, lambda i, carry: play(carry, first + self.window - rest + i, point), carry
+            )
+            return valid(carry[0])
+
+        return jax.grad(end)(point)
