@@ -1,6 +1,7 @@
 """One-pass tuning and its rivals in float64, against tests/golden/clarke (see the README there)."""
 
 import functools
+import math
 import pathlib
 
 import equinox as eqx
@@ -63,11 +64,17 @@ def method(name, *, every=10, lookback=5, ranges=RANGES, base="heavy_ball"):
     if name in ("DiffThroughOpt", "Medium_T40"):
         names, settings = kept(*NAMES)
         every, window = (40, 40) if name == "Medium_T40" else (every, 5)
-        return Unrolled(plain, names, window=window, every=every, **settings)
+        return Unrolled(plain, names, window=window, every=every, rescue=math.inf, **settings)
     tuned = {"Lorraine": NAMES[1:2], "Ours_LR": NAMES[:2]}.get(name, NAMES)
     names, settings = kept(*tuned)
     return OnePass(
-        plain, names, lookback=lookback, every=every, per_parameter=name == "Ours_HDLR_Momentum", **settings
+        plain,
+        names,
+        rescue=math.inf,
+        lookback=lookback,
+        every=every,
+        per_parameter=name == "Ours_HDLR_Momentum",
+        **settings,
     )
 
 
@@ -242,16 +249,16 @@ def test_hypergradients(name):
         def body(carry, i):
             params, state, memory = carry
             grads = jax.grad(loss)(params)
-            updates, inner = tuner.play(state.point, grads, state.inner, params, context)
+            updates, inner = tuner.play(state.point, grads, state.base, params, context)
             moved = jax.tree.map(jnp.add, params, updates)
-            step = Step(params, grads, state.inner, moved, i, context)
+            step = Step(params, grads, state.base, moved, i, context)
             memory = tuner.remember(memory, step, state.point)
             h = jax.lax.cond(
                 i == every - 1,
                 lambda: tuner.hypergradient(state.point, step, memory).shared,
                 lambda: jnp.zeros(3),
             )
-            return (moved, state._replace(inner=inner), memory), h
+            return (moved, state._replace(base=inner), memory), h
 
         state = tuner.init(params)
         return jax.jit(lambda: jax.lax.scan(body, (params, state, state.memory), jnp.arange(every))[1][-1])()
@@ -261,7 +268,11 @@ def test_hypergradients(name):
         np.testing.assert_allclose(got, G[f"{key}/approximate"][terms - 1], rtol=1e-9)
     names, settings = NAMES, {"ranges": RANGES}
     for window in (1, 2, 7, 10):
-        got = first(Unrolled(optimizers.get("heavy_ball"), names, window=window, every=every, **settings))
+        got = first(
+            Unrolled(
+                optimizers.get("heavy_ball"), names, window=window, every=every, rescue=math.inf, **settings
+            )
+        )
         np.testing.assert_allclose(got, G[f"{key}/exact"][window - 1], rtol=1e-9)
 
 

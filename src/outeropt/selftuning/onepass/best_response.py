@@ -33,7 +33,7 @@ class OnePass(Tuner):
     products with the Hessian, and no memory of the past. The method of Lorraine, Vicol and Duvenaud, 2020
     (arXiv 1911.02590) is this one on `weight_decay` alone.
 
-    `through="state"` puts the inner optimizer's state into the map as well, so that what momentum does later
+    `through="state"` puts the base optimizer's state into the map as well, so that what momentum does later
     counts. `solver="conjugate_gradient"` solves for the limit of the sum, by `lookback` iterations on the
     normal equations; it is a reference, not for use: far from a minimum there is no limit.
 
@@ -41,8 +41,8 @@ class OnePass(Tuner):
     2 / curvature), and grows what diverges. So an even sum leaves out its last term if that is the longest.
 
     Attributes:
-      inner: the optimizer inside.
-      tuned: names of the leaves to tune; the last part of a dotted name is enough when it is unique.
+      base: the optimizer that is tuned.
+      tune: names of the leaves to tune; the last part of a dotted name is enough when it is unique.
       lookback: terms of the sum, at least 1; odd numbers are safer.
       every: inner steps from one tuning to the next.
       meta: the optimizer of the coordinates.
@@ -51,26 +51,28 @@ class OnePass(Tuner):
       ranges: ranges in place of the leaves' spaces, by name: `{"learning_rate": (1e-10, 1.0)}`.
       per_parameter: whether every parameter has a learning rate of its own. The inner update must be
         proportional to its learning rate, as it is for all common optimizers.
+      rescue: how high the training loss may rise, relative to the first one; above 1, or `math.inf`.
       through: what the map is of: `"parameters"`, or `"state"` for parameters and optimizer state.
       solver: `"series"` or `"conjugate_gradient"`.
 
     Raises:
-      UnknownName: the inner optimizer has no such leaf.
+      UnknownName: the base optimizer has no such leaf.
       OuteroptError: a leaf has no such coordinates, a setting is not one of those above, or (from `update`)
         the loop offers no `value_fn` or `valid_fn`.
 
     Example:
-      `OnePass(optimizers.adamw(1e-3), tuned=("learning_rate", "weight_decay"))`
+      `OnePass(optimizers.adamw(1e-3), tune=("learning_rate", "weight_decay"))`
     """
 
-    inner: Optimizer
-    tuned: Tuned = eqx.field(static=True, default=("learning_rate",), converter=sensitivity.listed)
+    base: Optimizer
+    tune: Tuned = eqx.field(static=True, default=("learning_rate",), converter=sensitivity.listed)
     lookback: int = eqx.field(static=True, default=5)
     every: int = eqx.field(static=True, default=10)
     meta: Optimizer = eqx.field(default_factory=default_meta)
     coordinates: Coordinates = eqx.field(static=True, default="decades")
     ranges: Ranges = eqx.field(static=True, default=(), converter=ranges_of)
     per_parameter: bool = eqx.field(static=True, default=False)
+    rescue: float = eqx.field(static=True, default=2.0)
     through: Through = eqx.field(static=True, default="parameters")
     solver: Solver = eqx.field(static=True, default="series")
 
@@ -84,7 +86,7 @@ class OnePass(Tuner):
 
     def hypergradient(self, point: Point, step: Step, memory: PyTree) -> Point:
         loss, valid = step.ask("value_fn"), step.ask("valid_fn")
-        floats, rest = eqx.partition(step.inner, eqx.is_inexact_array)
+        floats, rest = eqx.partition(step.base, eqx.is_inexact_array)
         # What the map carries from step to step beside the parameters.
         carried = floats if self.through == "state" else ()
 

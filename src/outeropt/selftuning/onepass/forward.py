@@ -27,27 +27,29 @@ class ForwardMode(Tuner):
     state for each leaf, at every step, and needs no `value_at`.
 
     Attributes:
-      inner: the optimizer inside.
-      tuned: names of the leaves to tune.
+      base: the optimizer that is tuned.
+      tune: names of the leaves to tune.
       decay: how much of the past counts, in [0, 1]: 1 counts all of the run.
       every: inner steps from one tuning to the next.
       meta: the optimizer of the coordinates.
       coordinates: as in `OnePass`.
       ranges: as in `OnePass`.
+      rescue: as in `OnePass`.
 
     Raises:
-      UnknownName: the inner optimizer has no such leaf.
+      UnknownName: the base optimizer has no such leaf.
       OuteroptError: a setting cannot be used, or (from `update`) the loop offers no `value_fn` or `valid_fn`.
     """
 
-    inner: Optimizer
-    tuned: Tuned = eqx.field(static=True, default=("learning_rate",), converter=sensitivity.listed)
+    base: Optimizer
+    tune: Tuned = eqx.field(static=True, default=("learning_rate",), converter=sensitivity.listed)
     decay: float = eqx.field(static=True, default=1.0)
     every: int = eqx.field(static=True, default=10)
     meta: Optimizer = eqx.field(default_factory=default_meta)
     coordinates: Coordinates = eqx.field(static=True, default="decades")
     ranges: Ranges = eqx.field(static=True, default=(), converter=ranges_of)
     per_parameter: bool = eqx.field(static=True, init=False, default=False)
+    rescue: float = eqx.field(static=True, default=2.0)
 
     def __check_init__(self):
         if not 0 <= self.decay <= 1:
@@ -55,11 +57,11 @@ class ForwardMode(Tuner):
 
     def begin(self, params: Params, inner: OptState) -> PyTree:
         both = params, eqx.filter(inner, eqx.is_inexact_array)
-        return tuple(jax.tree.map(jnp.zeros_like, both) for _ in self.tuned)
+        return tuple(jax.tree.map(jnp.zeros_like, both) for _ in self.tune)
 
     def remember(self, memory: PyTree, step: Step, point: Point) -> PyTree:
         loss = step.ask("value_fn")
-        floats, rest = eqx.partition(step.inner, eqx.is_inexact_array)
+        floats, rest = eqx.partition(step.base, eqx.is_inexact_array)
 
         def map_of(params, state, shared):
             moved, inner = self.moved(Point(shared, None), params, eqx.combine(state, rest), loss, step)
@@ -71,7 +73,7 @@ class ForwardMode(Tuner):
             faded = jax.tree.map(lambda leaf: self.decay * leaf, carried)
             return push(*faded, direction)
 
-        directions = jnp.eye(len(self.tuned), dtype=point.shared.dtype)
+        directions = jnp.eye(len(self.tune), dtype=point.shared.dtype)
         return tuple(forth(direction, carried) for direction, carried in zip(directions, memory))
 
     def hypergradient(self, point: Point, step: Step, memory: PyTree) -> Point:

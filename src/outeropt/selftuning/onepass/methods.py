@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 from outeropt import optimizers
@@ -91,7 +92,7 @@ def study_methods() -> dict[str, Optimizer]:
     plain = optimizers.get("heavy_ball")
 
     def one_pass(*tuned: str, **settings):
-        return OnePass(plain, tuned, ranges=_kept(tuned), **settings)
+        return OnePass(plain, tuned, ranges=_kept(tuned), rescue=math.inf, **settings)
 
     methods = {
         "Random": plain,
@@ -102,7 +103,7 @@ def study_methods() -> dict[str, Optimizer]:
         "Ours_LR": one_pass(_WD, _LR),
         "Ours_LR_Momentum": one_pass(_LR, _WD, _M),
         "Ours_HDLR_Momentum": one_pass(_LR, _WD, _M, per_parameter=True),
-        "DiffThroughOpt": Unrolled(plain, (_LR, _WD, _M), ranges=_kept((_LR, _WD, _M))),
+        "DiffThroughOpt": Unrolled(plain, (_LR, _WD, _M), ranges=_kept((_LR, _WD, _M)), rescue=math.inf),
     }
     factor = {"factor": Space.linear(0.95, 1.01)}
     return {

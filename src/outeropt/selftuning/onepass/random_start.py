@@ -107,7 +107,7 @@ class RandomStart(Wrapper):
     def _names(self) -> list[str]:
         leaves = self.inner.hyperparameters
         # What trains the parameters is meant, not the optimizer that tunes it.
-        trained = [name for name in leaves if set(name.split(".")[:-1]) <= {"inner"}]
+        trained = [name for name in leaves if set(name.split(".")[:-1]) <= {"inner", "base"}]
         return [resolve(name, trained if _ends(name, trained) else leaves) for name, _ in self.draws]
 
     def _at(self, drawn: Mapping[str, Array]) -> Optimizer:

@@ -1,6 +1,7 @@
-"""What tuners share: an optimizer inside whose leaves move every few steps, against the validation loss."""
+"""What tuners share: a base optimizer whose leaves move every few steps, against the validation loss."""
 
 import abc
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,11 +13,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from outeropt import optimizers, tree
 from outeropt.errors import OuteroptError
 from outeropt.optimizer import Optimizer, OptState, Params, resolve
-from outeropt.optimizers.wrappers.base import Wrapper, prefixed
+from outeropt.optimizers.wrappers.base import prefixed
 from outeropt.selftuning import sensitivity
+from outeropt.selftuning.onepass.rescue import Anchor
 from outeropt.selftuning.sensitivity import Chart, Coordinates, Tuned
 from outeropt.space import Space
 
+
+_DECADE = math.log(10.0)
 
 Ranges = tuple[tuple[str, tuple[float, float]], ...]
 
@@ -43,20 +47,22 @@ class TunerState(NamedTuple):
     """State of a `Tuner`.
 
     Attributes:
-      inner: the inner optimizer's state.
+      base: the base optimizer's state.
       point: where the tuned leaves are now.
       meta: the state of the optimizer that moves them.
       memory: what the method remembers of earlier steps.
       skipped: hypergradients so far that were not finite, and taught nothing.
       count: steps so far.
+      anchor: where to go back to when a run is lost; None where none is rescued.
     """
 
-    inner: OptState
+    base: OptState
     point: Point
     meta: OptState
     memory: PyTree
     skipped: Int[Array, ""]
     count: Int[Array, ""]
+    anchor: Anchor | None
 
 
 class Step(NamedTuple):
@@ -65,7 +71,7 @@ class Step(NamedTuple):
     Attributes:
       params: where it began.
       grads: the gradient there.
-      inner: the inner optimizer's state there.
+      base: the base optimizer's state there.
       moved: where it led to.
       number: its number in the run, from 0.
       context: what the inner loop offered.
@@ -73,7 +79,7 @@ class Step(NamedTuple):
 
     params: Params
     grads: Params
-    inner: OptState
+    base: OptState
     moved: Params
     number: Int[Array, ""]
     context: Mapping[str, Any]
@@ -93,40 +99,47 @@ class Step(NamedTuple):
         return found
 
 
-class Tuner(Wrapper):
-    """Tunes leaves of the inner optimizer while it trains, once in a block of `every` steps.
+class Tuner(Optimizer):
+    """Tunes leaves of the base optimizer while it trains, once in a block of `every` steps.
 
     With `z` the coordinates of the tuned leaves and `h` the method's estimate of how the validation loss
     after the block depends on them:
 
         z <- z + meta.update(h),   moved into their ranges
 
-    Training goes on from where it is. A hypergradient with a number that is not finite teaches nothing, and
-    is counted as `skipped`. The inner optimizer's leaves are where a run starts; `restart` and `after` start
+    Training goes on from where it is. But where the training loss (`value`) is not finite, or has risen from
+    the first one's `f` to more than `f + (rescue - 1) |f|`, the run is lost: it goes back to the last block's
+    beginning, to learn at a tenth of the learning rate, if that is tuned. So a start far too high does no
+    harm. A hypergradient with a number that is not finite teaches nothing, and
+    is counted as `skipped`. The base optimizer's leaves are where a run starts; `restart` and `after` start
     the next run from where this one ended, and `restart` keeps the meta-optimizer's state.
 
     Subclasses are one method each: they fill in `hypergradient`, and `remember` if they need earlier steps.
     """
 
-    tuned: eqx.AbstractVar[Tuned]
+    base: eqx.AbstractVar[Optimizer]
+    tune: eqx.AbstractVar[Tuned]
     meta: eqx.AbstractVar[Optimizer]
     every: eqx.AbstractVar[int]
     coordinates: eqx.AbstractVar[Coordinates]
     ranges: eqx.AbstractVar[Ranges]
     per_parameter: eqx.AbstractVar[bool]
+    rescue: eqx.AbstractVar[float]
 
     def __check_init__(self):
         if self.every < 1:
             raise OuteroptError(f"every = {self.every} is not allowed; tune at least every 1 step.")
+        if not self.rescue > 1:
+            raise OuteroptError(f"rescue = {self.rescue} is not allowed; give more than 1, or math.inf.")
         self._charts()
 
     @abc.abstractmethod
     def hypergradient(self, point: Point, step: Step, memory: PyTree) -> Point:
         """How the validation loss where the step led to depends on the point."""
 
-    def begin(self, params: Params, inner: OptState) -> PyTree:
+    def begin(self, params: Params, base: OptState) -> PyTree:
         """What is remembered before the first step."""
-        del params, inner
+        del params, base
         return ()
 
     def remember(self, memory: PyTree, step: Step, point: Point) -> PyTree:
@@ -137,24 +150,24 @@ class Tuner(Wrapper):
     def init(
         self, params: Params, *, num_steps: int | Array | None = None, key: PRNGKeyArray | None = None
     ) -> OptState:
-        inner_key, meta_key = (None, None) if key is None else jax.random.split(key)
+        base_key, meta_key = (None, None) if key is None else jax.random.split(key)
         shared, own = self._charts()
-        start = shared.read(self.inner) if shared.names else jnp.zeros(0, jnp.float32)
-        rates = None if own is None else _spread(own.read(self.inner)[0], params)
+        start = shared.read(self.base) if shared.names else jnp.zeros(0, jnp.float32)
+        rates = None if own is None else _spread(own.read(self.base)[0], params)
         point = Point(start, rates)
-        inner = self.inner_at(point).init(params, num_steps=num_steps, key=inner_key)
+        base = self.base_at(point).init(params, num_steps=num_steps, key=base_key)
         meta = self.meta.init(point, num_steps=num_steps, key=meta_key)
         zero = jnp.zeros((), jnp.int32)
-        return TunerState(inner, point, meta, self.begin(params, inner), zero, zero)
+        return TunerState(base, point, meta, self.begin(params, base), zero, zero, self._anchor(params, base))
 
     def update(
         self, grads: Params, state: OptState, params: Params, **context: Any
     ) -> tuple[Params, OptState]:
-        updates, inner = self.play(state.point, grads, state.inner, params, context)
+        updates, base = self.play(state.point, grads, state.base, params, context)
         # A clock that all lanes of a sweep share: then all of them tune at once, and none of them in vain.
         number = jnp.asarray(context.get("step", state.count))
         moved = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
-        step = Step(params, grads, state.inner, moved, number, context)
+        step = Step(params, grads, state.base, moved, number, context)
         memory = self.remember(state.memory, step, state.point)
 
         def learn():
@@ -170,40 +183,48 @@ class Tuner(Wrapper):
 
         due = (number + 1) % self.every == 0
         point, meta, skipped = jax.lax.cond(due, learn, wait)
-        return updates, TunerState(inner, point, meta, memory, skipped, state.count + 1)
+        anchor, value = state.anchor, context.get("value")
+        if anchor is not None and value is not None:
+            anchor = anchor.begun(value, state.count)
+            lost = anchor.lost(value, self.rescue)
+            updates, base, point = tree.where(
+                lost, (anchor.way_back(params), anchor.base, self._slower(point)), (updates, base, point)
+            )
+            anchor = anchor.moved(lost, due, params, state.base)
+        return updates, TunerState(base, point, meta, memory, skipped, state.count + 1, anchor)
 
     def play(
-        self, point: Point, grads: Params, inner: OptState, params: Params, context: Mapping[str, Any]
+        self, point: Point, grads: Params, base: OptState, params: Params, context: Mapping[str, Any]
     ) -> tuple[Params, OptState]:
-        """The inner optimizer's update at a point, and its next state."""
-        updates, inner = self.inner_at(point).update(grads, inner, params, **context)
+        """The base optimizer's update at a point, and its next state."""
+        updates, base = self.base_at(point).update(grads, base, params, **context)
         if point.own is not None:
             rates = self._rates(point.own)
             updates = jax.tree.map(lambda rate, u: rate.astype(u.dtype) * u, rates, updates)
-        return updates, inner
+        return updates, base
 
     def moved(
-        self, point: Point, params: Params, inner: OptState, loss: Callable[..., Any], step: Step
+        self, point: Point, params: Params, base: OptState, loss: Callable[..., Any], step: Step
     ) -> tuple[Params, OptState]:
         """The map of one whole inner step, gradient included, at a point: next parameters and state.
 
         Args:
           point: of the tuned leaves.
           params: before the step.
-          inner: the inner optimizer's state before it.
+          base: the base optimizer's state before it.
           loss: `params -> training loss` of the step's minibatch.
           step: gives the rest of the context.
         """
         value, grads = jax.value_and_grad(loss)(params)
         context = {**step.context, "value": value, "grad": grads, "value_fn": loss}
-        updates, inner = self.play(point, grads, inner, params, context)
-        return jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates), inner
+        updates, base = self.play(point, grads, base, params, context)
+        return jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates), base
 
-    def inner_at(self, point: Point) -> Optimizer:
-        """The inner optimizer at a point; with learning rates of their own, at a learning rate of 1."""
+    def base_at(self, point: Point) -> Optimizer:
+        """The base optimizer at a point; with learning rates of their own, at a learning rate of 1."""
         shared, own = self._charts()
-        inner = shared.write(self.inner, point.shared) if shared.names else self.inner
-        return inner if own is None else inner.replace({own.names[0]: 1.0})
+        base = shared.write(self.base, point.shared) if shared.names else self.base
+        return base if own is None else base.replace({own.names[0]: 1.0})
 
     def clip(self, point: Point) -> Point:
         """The nearest point in range."""
@@ -218,8 +239,8 @@ class Tuner(Wrapper):
 
         return Point(moved, jax.tree.map(within, point.own))
 
-    def inner_state(self, state: OptState) -> OptState:
-        return state.inner
+    def eval_params(self, state: OptState, params: Params) -> Params:
+        return self.base.eval_params(state.base, params)
 
     def restart(
         self,
@@ -229,42 +250,57 @@ class Tuner(Wrapper):
         num_steps: int | Array | None = None,
         key: PRNGKeyArray | None = None,
     ) -> OptState:
-        inner = self.inner_at(state.point).restart(state.inner, params, num_steps=num_steps, key=key)
-        return state._replace(
-            inner=inner, memory=self.begin(params, inner), count=jnp.zeros_like(state.count)
-        )
+        base = self.base_at(state.point).restart(state.base, params, num_steps=num_steps, key=key)
+        memory, anchor = self.begin(params, base), self._anchor(params, base)
+        return state._replace(base=base, memory=memory, count=jnp.zeros_like(state.count), anchor=anchor)
 
     def freeze(self) -> Optimizer:
-        """The inner optimizer, at the leaves that were learned.
+        """The base optimizer, at the leaves that were learned.
 
         Raises:
           OuteroptError: every parameter has a learning rate of its own, which no other optimizer could hold.
         """
         if self.per_parameter:
             raise OuteroptError("Learning rates for every parameter end with their run; tune a shared one.")
-        return self.inner
+        return self.base
 
     def after(self, state: OptState) -> Optimizer:
-        inner = self.inner.after(state.inner)
+        base = self.base.after(state.base)
         shared, own = self._charts()
-        inner = shared.write(inner, state.point.shared) if shared.names else inner
+        base = shared.write(base, state.point.shared) if shared.names else base
         if own is not None:
-            inner = inner.replace({own.names[0]: self._middle(state.point)})
-        both = inner, self.meta.after(state.meta)
-        return eqx.tree_at(lambda tuner: (tuner.inner, tuner.meta), self, both)
+            base = base.replace({own.names[0]: self._middle(state.point)})
+        both = base, self.meta.after(state.meta)
+        return eqx.tree_at(lambda tuner: (tuner.base, tuner.meta), self, both)
 
     def diagnostics(self, state: OptState) -> dict[str, Array]:
-        """The tuned leaves by name (a geometric mean where each parameter has its own), and `skipped`."""
+        """The tuned leaves by name (a geometric mean where each has its own), `skipped` and `rescued`."""
         shared, own = self._charts()
-        found = {**self.inner.diagnostics(state.inner), **shared.values(state.point.shared)}
+        found = {**self.base.diagnostics(state.base), **shared.values(state.point.shared)}
         if own is not None:
             found[own.names[0]] = self._middle(state.point)
         short = {_short(name, found): value for name, value in found.items()}
-        return {**short, "skipped": state.skipped}
+        rescued = {} if state.anchor is None else {"rescued": state.anchor.rescued}
+        return {**short, "skipped": state.skipped, **rescued}
 
     @property
     def spaces(self) -> dict[str, Space]:
-        return {**prefixed("inner", self.inner.spaces), **prefixed("meta", self.meta.spaces)}
+        return {**prefixed("base", self.base.spaces), **prefixed("meta", self.meta.spaces)}
+
+    def _anchor(self, params: Params, base: OptState) -> Anchor | None:
+        rates = [name for name in self.tune if name.split(".")[-1] == "learning_rate"]
+        return Anchor.at(params, base) if rates and self.rescue < math.inf else None
+
+    def _slower(self, point: Point) -> Point:
+        """The point with a tenth of the learning rate."""
+        shared, own = self._charts()
+        names = [name.split(".")[-1] == "learning_rate" for name in shared.names]
+        decade = jnp.asarray([_DECADE / unit for unit in shared.units], point.shared.dtype)
+        moved = jnp.where(jnp.asarray(names, bool), point.shared - decade, point.shared)
+        if own is not None:
+            step = _DECADE / own.units[0]
+            return self.clip(Point(moved, jax.tree.map(lambda leaf: leaf - step, point.own)))
+        return self.clip(Point(moved, None))
 
     def _rates(self, own: Params) -> Params:
         _, chart = self._charts()
@@ -279,18 +315,18 @@ class Tuner(Wrapper):
 
     def _charts(self) -> tuple[Chart, Chart | None]:
         """Coordinates of the shared leaves, and of the learning rate that each parameter has for itself."""
-        full = [resolve(name, self.inner.hyperparameters) for name in self.tuned]
-        ranges = {resolve(name, self.inner.hyperparameters): ends for name, ends in self.ranges}
+        full = [resolve(name, self.base.hyperparameters) for name in self.tune]
+        ranges = {resolve(name, self.base.hyperparameters): ends for name, ends in self.ranges}
         own = [name for name in full if self.per_parameter and name.split(".")[-1] == "learning_rate"]
         if self.per_parameter and len(own) != 1:
             raise OuteroptError(
-                f"per_parameter gives every parameter its own learning_rate, which is not among {self.tuned}."
+                f"per_parameter gives every parameter its own learning_rate, which is not among {self.tune}."
             )
         shared = [name for name in full if name not in own]
 
         def chart(names):
             within = {name: ends for name, ends in ranges.items() if name in names}
-            return sensitivity.chart(self.inner, names, self.coordinates, ranges=within)
+            return sensitivity.chart(self.base, names, self.coordinates, ranges=within)
 
         if not full:
             raise OuteroptError('No leaf is named to be tuned; name one, such as ("learning_rate",).')

@@ -20,11 +20,11 @@ class Window(NamedTuple):
 
     Attributes:
       params: parameters before its first step.
-      inner: the inner optimizer's state there.
+      base: the base optimizer's state there.
     """
 
     params: Params
-    inner: OptState
+    base: OptState
 
 
 class Unrolled(Tuner):
@@ -38,28 +38,30 @@ class Unrolled(Tuner):
     Clarke, Oldewage and Hernandez-Lobato 2022 (arXiv 2110.10461) call it Diff-through-Opt.
 
     Attributes:
-      inner: the optimizer inside.
-      tuned: names of the leaves to tune.
+      base: the optimizer that is tuned.
+      tune: names of the leaves to tune.
       window: steps to differentiate through, at most `every`.
       every: inner steps from one tuning to the next.
       meta: the optimizer of the coordinates.
       coordinates: as in `OnePass`.
       ranges: as in `OnePass`.
       per_parameter: as in `OnePass`.
+      rescue: as in `OnePass`.
 
     Raises:
-      UnknownName: the inner optimizer has no such leaf.
+      UnknownName: the base optimizer has no such leaf.
       OuteroptError: a setting cannot be used, or (from `update`) the loop offers no `value_at` or `valid_fn`.
     """
 
-    inner: Optimizer
-    tuned: Tuned = eqx.field(static=True, default=("learning_rate",), converter=sensitivity.listed)
+    base: Optimizer
+    tune: Tuned = eqx.field(static=True, default=("learning_rate",), converter=sensitivity.listed)
     window: int = eqx.field(static=True, default=5)
     every: int = eqx.field(static=True, default=10)
     meta: Optimizer = eqx.field(default_factory=default_meta)
     coordinates: Coordinates = eqx.field(static=True, default="decades")
     ranges: Ranges = eqx.field(static=True, default=(), converter=ranges_of)
     per_parameter: bool = eqx.field(static=True, default=False)
+    rescue: float = eqx.field(static=True, default=2.0)
 
     def __check_init__(self):
         if not 1 <= self.window <= self.every:
@@ -73,7 +75,7 @@ class Unrolled(Tuner):
 
     def remember(self, memory: PyTree, step: Step, point: Point) -> PyTree:
         begins = step.number % self.every == self.every - self.window
-        return jax.lax.cond(begins, lambda: Window(step.params, step.inner), lambda: memory)
+        return jax.lax.cond(begins, lambda: Window(step.params, step.base), lambda: memory)
 
     def hypergradient(self, point: Point, step: Step, memory: PyTree) -> Point:
         value_at, valid = step.ask("value_at"), step.ask("valid_fn")
