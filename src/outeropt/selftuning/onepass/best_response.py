@@ -9,9 +9,19 @@ from jaxtyping import PyTree
 
 from outeropt.errors import OuteroptError
 from outeropt.optimizer import Optimizer
+from outeropt.optimizers.arithmetic import inner as product
 from outeropt.optimizers.arithmetic import squared_norm
 from outeropt.selftuning import sensitivity
-from outeropt.selftuning.onepass.tuner import Point, Ranges, Step, Tuner, default_meta, ranges_of
+from outeropt.selftuning.onepass.tuner import (
+    Point,
+    Ranges,
+    Step,
+    Tuner,
+    applied,
+    default_meta,
+    finite,
+    ranges_of,
+)
 from outeropt.selftuning.sensitivity import Coordinates, Tuned
 
 
@@ -34,8 +44,9 @@ class OnePass(Tuner):
     (arXiv 1911.02590) is this one on `weight_decay` alone.
 
     `through="state"` puts the base optimizer's state into the map as well, so that what momentum does later
-    counts. `solver="conjugate_gradient"` solves for the limit of the sum, by `lookback` iterations on the
-    normal equations; it is a reference, not for use: far from a minimum there is no limit.
+    counts. `solver="conjugate_gradient"` solves for the limit of the sum, by `lookback` iterations of the
+    stabilized biconjugate gradients (van der Vorst 1992; the map need not be symmetric). It is a reference,
+    not for use: far from a minimum there is no limit.
 
     A sum of an even number of terms can point the wrong way where the map expands (the learning rate is above
     2 / curvature), and grows what diverges. So an even sum leaves out its last term if that is the longest.
@@ -90,27 +101,41 @@ class OnePass(Tuner):
         # What the map carries from step to step beside the parameters.
         carried = floats if self.through == "state" else ()
 
-        def move(params, grads, value, carried, point):
-            inner = eqx.combine(carried if self.through == "state" else floats, rest)
+        def move(point, params, grads, value, carried):
+            base = eqx.combine(carried if self.through == "state" else floats, rest)
             context = {**step.context, "grad": grads, "value": value}
-            updates, inner = self.play(point, grads, inner, params, context)
-            moved = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
-            return moved, eqx.filter(inner, eqx.is_inexact_array) if carried else ()
+            updates, base = self.play(point, grads, base, params, context)
+            return applied(params, updates), eqx.filter(base, eqx.is_inexact_array) if carried else ()
 
         value = loss(step.params) if step.context.get("value") is None else step.context["value"]
-        _, pull = jax.vjp(move, step.params, step.grads, value, carried, point)
+        given = step.params, step.grads, value, carried
+        _, pull = jax.vjp(move, point, *given)
+
+        start = jax.grad(valid)(step.moved), jax.tree.map(jnp.zeros_like, carried)
+        # Where a derivative is not finite it is so whatever it is multiplied by; see `finite`.
+        sound = jax.tree.map(jnp.isfinite, pull(jax.tree.map(jnp.ones_like, start)))
 
         def back(v):
             # The step is the gradient and what the optimizer makes of it. Going back through the gradient is
-            # a product with the Hessian, which is symmetric; going back to the point needs no gradient at
-            # all.
-            of_params, of_grads, of_value, of_carried, _ = pull(v)
+            # a product with the Hessian, which is symmetric; back to the point needs no gradient at all.
+            pulled = jax.tree.map(lambda ok, leaf: jnp.where(ok, leaf, 0.0), sound, pull(v))
+            _, of_params, of_grads, of_value, of_carried = pulled
             _, curved = jax.jvp(jax.grad(loss), (step.params,), (of_grads,))
             total = jax.tree.map(lambda a, b, g: a + b + of_value * g, of_params, curved, step.grads)
             return total, of_carried
 
-        start = jax.grad(valid)(step.moved), jax.tree.map(jnp.zeros_like, carried)
-        return pull(_SOLVERS[self.solver](back, start, self.lookback))[-1]
+        total = _SOLVERS[self.solver](back, start, self.lookback)
+
+        def of_shared(direction):
+            def along(shared):
+                return move(Point(shared, point.own), *given)
+
+            _, tangent = jax.jvp(along, (point.shared,), (direction,))
+            return product(total, finite(tangent)).astype(direction.dtype)
+
+        # Entry by entry, not by the pull: a sum with one entry that is not finite would be lost.
+        shared = [of_shared(direction) for direction in jnp.eye(len(point.shared), dtype=point.shared.dtype)]
+        return Point(jnp.stack(shared) if shared else point.shared, pull(total)[0].own)
 
 
 def _series(back, start, terms):
@@ -129,17 +154,12 @@ def _series(back, start, terms):
 
 
 def _conjugate_gradient(back, start, iterations):
-    """`x` with `x - back(x) = start`, from the normal equations."""
+    """`x` with `x - back(x) = start`."""
 
     def residual(x):
         return jax.tree.map(jnp.subtract, x, back(x))
 
-    forth = jax.linear_transpose(residual, start)
-
-    def normal(x):
-        return forth(residual(x))[0]
-
-    found, _ = jax.scipy.sparse.linalg.cg(normal, forth(start)[0], maxiter=iterations)
+    found, _ = jax.scipy.sparse.linalg.bicgstab(residual, start, maxiter=iterations)
     return found
 
 

@@ -9,7 +9,16 @@ from outeropt.errors import OuteroptError
 from outeropt.optimizer import Optimizer, OptState, Params
 from outeropt.optimizers.arithmetic import inner as product
 from outeropt.selftuning import sensitivity
-from outeropt.selftuning.onepass.tuner import Point, Ranges, Step, Tuner, default_meta, ranges_of
+from outeropt.selftuning.onepass.tuner import (
+    Point,
+    Ranges,
+    Step,
+    Tuner,
+    applied,
+    default_meta,
+    finite,
+    ranges_of,
+)
 from outeropt.selftuning.sensitivity import Coordinates, Tuned
 
 
@@ -63,15 +72,18 @@ class ForwardMode(Tuner):
         loss = step.ask("value_fn")
         floats, rest = eqx.partition(step.base, eqx.is_inexact_array)
 
-        def map_of(params, state, shared):
-            moved, inner = self.moved(Point(shared, None), params, eqx.combine(state, rest), loss, step)
-            return moved, eqx.filter(inner, eqx.is_inexact_array)
+        def map_of(params, floats, shared):
+            value, grads = jax.value_and_grad(loss)(params)
+            context = {**step.context, "value": value, "grad": grads}
+            base = eqx.combine(floats, rest)
+            updates, base = self.play(Point(shared, None), grads, base, params, context)
+            return applied(params, updates), eqx.filter(base, eqx.is_inexact_array)
 
         _, push = jax.linearize(map_of, step.params, floats, point.shared)
 
         def forth(direction, carried):
             faded = jax.tree.map(lambda leaf: self.decay * leaf, carried)
-            return push(*faded, direction)
+            return finite(push(*faded, direction))
 
         directions = jnp.eye(len(self.tune), dtype=point.shared.dtype)
         return tuple(forth(direction, carried) for direction, carried in zip(directions, memory))

@@ -100,9 +100,11 @@ class RandomStart(Wrapper):
         return self._at(state.drawn).after(state.inner)
 
     def diagnostics(self, state: OptState) -> dict[str, Array]:
-        """What was drawn, by the last part of its name, unless the inner optimizer says where it is now."""
-        drawn = {name.split(".")[-1]: value for name, value in state.drawn.items()}
-        return {**drawn, **self._at(state.drawn).diagnostics(state.inner)}
+        """What was drawn, by the last part of its name, or where the inner optimizer says that it is now."""
+        told = self._at(state.drawn).diagnostics(state.inner)
+        now = {full.split(".")[-1]: value for full, value in told.items() if not full.startswith("meta.")}
+        drawn = {full.split(".")[-1]: value for full, value in state.drawn.items()}
+        return {**told, **drawn, **{name: now[name] for name in drawn if name in now}}
 
     def _names(self) -> list[str]:
         leaves = self.inner.hyperparameters

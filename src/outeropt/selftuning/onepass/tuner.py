@@ -166,8 +166,7 @@ class Tuner(Optimizer):
         updates, base = self.play(state.point, grads, state.base, params, context)
         # A clock that all lanes of a sweep share: then all of them tune at once, and none of them in vain.
         number = jnp.asarray(context.get("step", state.count))
-        moved = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
-        step = Step(params, grads, state.base, moved, number, context)
+        step = Step(params, grads, state.base, applied(params, updates), number, context)
         memory = self.remember(state.memory, step, state.point)
 
         def learn():
@@ -202,23 +201,6 @@ class Tuner(Optimizer):
             rates = self._rates(point.own)
             updates = jax.tree.map(lambda rate, u: rate.astype(u.dtype) * u, rates, updates)
         return updates, base
-
-    def moved(
-        self, point: Point, params: Params, base: OptState, loss: Callable[..., Any], step: Step
-    ) -> tuple[Params, OptState]:
-        """The map of one whole inner step, gradient included, at a point: next parameters and state.
-
-        Args:
-          point: of the tuned leaves.
-          params: before the step.
-          base: the base optimizer's state before it.
-          loss: `params -> training loss` of the step's minibatch.
-          step: gives the rest of the context.
-        """
-        value, grads = jax.value_and_grad(loss)(params)
-        context = {**step.context, "value": value, "grad": grads, "value_fn": loss}
-        updates, base = self.play(point, grads, base, params, context)
-        return jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates), base
 
     def base_at(self, point: Point) -> Optimizer:
         """The base optimizer at a point; with learning rates of their own, at a learning rate of 1."""
@@ -331,6 +313,20 @@ class Tuner(Optimizer):
         if not full:
             raise OuteroptError('No leaf is named to be tuned; name one, such as ("learning_rate",).')
         return chart(shared) if shared else Chart((), (), ()), chart(own) if own else None
+
+
+def applied(params: Params, updates: Params) -> Params:
+    """The parameters after a step."""
+    return jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
+
+
+def finite(values: PyTree) -> PyTree:
+    """The values, with 0 for entries that are not finite.
+
+    Where no gradient ever came, roots of its mean square have no derivative, and one such entry would leave
+    nothing of a sum.
+    """
+    return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0.0), values)
 
 
 def _spread(value: Float[Array, ""], params: Params) -> Params:

@@ -11,7 +11,16 @@ from jaxtyping import PyTree
 from outeropt.errors import OuteroptError
 from outeropt.optimizer import Optimizer, OptState, Params
 from outeropt.selftuning import sensitivity
-from outeropt.selftuning.onepass.tuner import Point, Ranges, Step, Tuner, default_meta, ranges_of
+from outeropt.selftuning.onepass.tuner import (
+    Point,
+    Ranges,
+    Step,
+    Tuner,
+    applied,
+    default_meta,
+    finite,
+    ranges_of,
+)
 from outeropt.selftuning.sensitivity import Coordinates, Tuned
 
 
@@ -83,8 +92,17 @@ class Unrolled(Tuner):
         piece = math.isqrt(self.window)
 
         def play(carry, number, point):
-            params, inner = carry
-            return self.moved(point, params, inner, lambda params: value_at(params, number), step)
+            params, base = carry
+            floats, rest = eqx.partition(base, eqx.is_inexact_array)
+
+            def loss(params):
+                return value_at(params, number)
+
+            value, grads = jax.value_and_grad(loss)(params)
+            grads, floats = _finite_on_the_way_back((grads, floats))
+            context = {**step.context, "value": value, "grad": grads, "value_fn": loss, "step": number}
+            updates, base = self.play(point, grads, eqx.combine(floats, rest), params, context)
+            return applied(params, updates), base
 
         @jax.checkpoint
         def pieces(carry, number, point):
@@ -103,3 +121,12 @@ class Unrolled(Tuner):
             return valid(carry[0])
 
         return jax.grad(end)(point)
+
+
+@jax.custom_vjp
+def _finite_on_the_way_back(values):
+    """The values themselves; of what comes back to them, what is not finite counts as 0."""
+    return values
+
+
+_finite_on_the_way_back.defvjp(lambda values: (values, None), lambda _, back: (finite(back),))
