@@ -4,7 +4,7 @@ from outeropt.data.arrays import ArrayData, as_float
 from outeropt.data.catalogue import Description, describe, fetch, names
 from outeropt.data.images import images
 from outeropt.data.own import from_arrays, from_npz
-from outeropt.data.tables import table
+from outeropt.data.tables import table, target_deviation
 from outeropt.data.text import tokens, vocabulary
 from outeropt.data.verify import CorruptData
 
@@ -21,6 +21,7 @@ __all__ = [
     "images",
     "names",
     "table",
+    "target_deviation",
     "tokens",
     "vocabulary",
 ]

@@ -1,6 +1,7 @@
 """Regression tables: normalised columns on the device."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,24 @@ def table(name: str, split: int | None = None) -> dict[str, dict[str, Array]]:
         return {part: dict(columns) for part, columns in _table(name, split).items()}
 
 
+def target_deviation(name: str, split: int | None = None) -> float:
+    """By what a table's target was divided: the standard deviation of train and valid together (N - 1).
+
+    A mean squared error times its square is in the target's own units.
+
+    Args:
+      name: as in `table`.
+      split: as in `table`.
+
+    Raises:
+      As `table`.
+    """
+    table(name, split)  # checks the arguments
+    _, y, order = _columns(name)
+    train, valid, _ = _rows(name, len(y), order, split)
+    return float(_deviation(y[np.concatenate([train, valid])])[0])
+
+
 def gal_split(rows: int, split: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row numbers of train, valid and test in one of the twenty splits of Gal and Ghahramani (2016).
 
@@ -63,11 +82,7 @@ def gal_split(rows: int, split: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 @functools.lru_cache(maxsize=32)
 def _table(name: str, split: int | None) -> dict[str, dict[str, Array]]:
     x, y, order = _columns(name)
-    if split is None:
-        sizes = registry.get(name).splits
-        train, valid, test = np.split(order, np.cumsum([sizes["train"], sizes["valid"]]))
-    else:
-        train, valid, test = gal_split(len(x), split)
+    train, valid, test = _rows(name, len(x), order, split)
     seen = np.concatenate([train, valid])
     x, y = _normalise(x, seen), _normalise(y, seen)
     return {
@@ -76,11 +91,22 @@ def _table(name: str, split: int | None) -> dict[str, dict[str, Array]]:
     }
 
 
+def _rows(name: str, rows: int, order: np.ndarray, split: int | None) -> Sequence[np.ndarray]:
+    """Row numbers of train, valid and test."""
+    if split is not None:
+        return gal_split(rows, split)
+    sizes = registry.get(name).splits
+    return np.split(order, np.cumsum([sizes["train"], sizes["valid"]]))
+
+
 def _normalise(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    mean, deviation = columns[rows].mean(axis=0), columns[rows].std(axis=0, ddof=1)
+    mean = columns[rows].mean(axis=0)
+    return ((columns - mean[None]) / _deviation(columns[rows])[None]).astype(np.float32)
+
+
+def _deviation(columns: np.ndarray) -> np.ndarray:
     # A constant column's deviation comes out as rounding noise, not always as zero.
-    constant = np.ptp(columns[rows], axis=0) == 0
-    return ((columns - mean[None]) / np.where(constant, 1.0, deviation)[None]).astype(np.float32)
+    return np.where(np.ptp(columns, axis=0) == 0, 1.0, columns.std(axis=0, ddof=1))
 
 
 def _columns(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

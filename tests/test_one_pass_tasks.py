@@ -1,0 +1,73 @@
+"""The problems of one-pass tuning: rows, scaling and losses as in the released code of the paper."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from outeropt import data, tasks
+
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "clarke" / "tasks.npz")
+STARTS = sorted({tuple(key.split("/")[:2]) for key in GOLDEN})
+KEY = jax.random.key(0)
+
+# Rows of each split in the released code, and the target's deviation over all rows, test rows included.
+TABLES = {
+    "boston": (364, 91, 51, 9.20),
+    "concrete": (742, 185, 103, 16.71),
+    "energy": (614, 78, 76, 10.09),
+    "kin8nm": (5898, 1475, 819, 0.264),
+    "naval": (8593, 2148, 1193, 0.0147),
+    "power": (6889, 1722, 957, 17.07),
+    "wine": (1151, 288, 160, 0.808),
+    "yacht": (222, 55, 31, 15.16),
+}
+
+
+def unflatten(vector, features):
+    """The original's weight vector as our parameters."""
+    hidden, bias, out, last = np.split(vector, np.cumsum([50 * features, 50, 50]))
+    leaves = {"w0": hidden.reshape(50, features).T, "b0": bias, "w1": out[:, None], "b1": last}
+    return {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
+
+
+def loss(task, vector, split):
+    batch = task.batch(split, KEY)
+    return float(task.loss(unflatten(vector, batch["x"].shape[1]), None, batch, KEY)[0])
+
+
+@pytest.mark.parametrize(("table", "start"), STARTS)
+def test_losses_at_stored_weights(table, start):
+    def at(field):
+        return GOLDEN[f"{table}/{start}/{field}"]
+
+    apart = tasks.get(f"UCI_{table.capitalize()}")
+    together = tasks.get(f"UCI_{table.capitalize()}_TrainValid")
+    variance = data.target_deviation(f"uci_{table}") ** 2
+    for weights, train, test, error in zip(at("weights"), at("loss_train"), at("loss_test"), at("test_mse")):
+        # Weights rounded to float32 and then float32 arithmetic: a millionth, relative.
+        assert loss(together, weights, "train") == pytest.approx(train, rel=5e-6)
+        assert loss(together, weights, "test") == pytest.approx(test, rel=5e-6)
+        assert loss(together, weights, "test") * variance == pytest.approx(error, rel=5e-6)
+    for split in ("train", "valid", "test"):
+        wanted = at(f"split_loss_{split}")
+        assert loss(apart, at("split_weights"), split) == pytest.approx(wanted, rel=5e-6)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_rows_and_scaling(table):
+    train, valid, test, deviation = TABLES[table]
+    task, together = (tasks.get(f"UCI_{table.capitalize()}{more}") for more in ("", "_TrainValid"))
+    counts = {split: int((rows["weight"] > 0).sum()) for split, rows in task.data.splits.items()}
+    assert counts == {"train": train, "valid": valid, "test": test}
+    both = together.batch("train", KEY)
+    assert int((both["weight"] > 0).sum()) == train + valid
+    np.testing.assert_array_equal(both["x"][train:], task.batch("valid", KEY)["x"][:valid])
+    np.testing.assert_array_equal(
+        together.batch("test", KEY)["y"][:test], task.batch("test", KEY)["y"][:test]
+    )
+    assert data.target_deviation(f"uci_{table}") == pytest.approx(deviation, rel=0.03)
+    # Scaled by training and validation rows together.
+    np.testing.assert_allclose(np.std(both["y"], ddof=1), 1.0, rtol=1e-5)
