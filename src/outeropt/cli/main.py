@@ -18,6 +18,7 @@ VERBS = {
     "sweep": "Train a task with many settings and seeds in one compiled program.",
     "metatrain": "Learn an optimizer: meta-train it on tasks.",
     "evaluate": "Compare learned optimizers with tuned baselines.",
+    "reproduce": "Run a published study again, beside its published numbers.",
     "report": "Turn a store into tables, figures and one interactive page.",
     "export": "Write a store's archives as Parquet and .npz files.",
     "load": "Load exported or published archives into a store.",

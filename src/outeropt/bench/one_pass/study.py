@@ -1,0 +1,184 @@
+"""The plan of the study: which methods run on which tables, and what their trials are called in a store.
+
+Clarke, Oldewage and Hernandez-Lobato 2022 (arXiv 2110.10461), section 4.1: every method starts from the same
+random hyperparameters and initial networks, and trains for 4000 steps on full batches. A start is a seed.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from outeropt import data, tasks
+from outeropt._sweep import sweep
+from outeropt._sweep.runner import Report
+from outeropt.bench import restarts
+from outeropt.bench.restarts import Restarts, Summary
+from outeropt.errors import OuteroptError, unknown_name
+from outeropt.optimizer import Optimizer
+from outeropt.store import Archive, Store
+from outeropt.tasks.regression import TRAIN_VALID
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One row of the paper's table.
+
+    Attributes:
+      name: as in the paper's code.
+      label: as in the paper's tables.
+      optimizer: its optimizer's key in `outeropt.selftuning.study_methods()`; None for a method that is
+        derived from the runs of another.
+      whole: whether it trains on training and validation rows, because it needs no others.
+    """
+
+    name: str
+    label: str
+    optimizer: str | None
+    whole: bool = False
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("Random", "Random", "Random", whole=True),
+        Method("Random_SteppedLR", "Random (×LR)", "Random_SteppedLR", whole=True),
+        Method("Random_Validation", "Random, train split", "Random"),
+        Method("Random_3Batched", "Random (3-batched)", None),
+        Method("Lorraine", "Lorraine", "Lorraine"),
+        Method("Baydin", "Baydin", "Baydin", whole=True),
+        Method("Ours_LR", "Ours WD+LR", "Ours_LR"),
+        Method("Ours_LR_Momentum", "Ours WD+LR+M", "Ours_LR_Momentum"),
+        Method("Ours_HDLR_Momentum", "Ours WD+HDLR+M", "Ours_HDLR_Momentum"),
+        Method("DiffThroughOpt", "Diff-through-Opt", "DiffThroughOpt"),
+    )
+}
+
+DATASETS = ("boston", "concrete", "energy", "kin8nm", "naval", "power", "wine", "yacht")
+
+STEPS = 4000
+
+# The runs that are grouped by three, and how many times the paper prints a table's losses.
+_BATCHED, _FROM = "Random_3Batched", "Random_Validation"
+SCALES = {"kin8nm": 1000.0}
+
+
+def chosen(names: Sequence[str], known: Sequence[str], kind: str) -> tuple[str, ...]:
+    """Names in the order of the study; none, or `all`, stands for every one.
+
+    Raises:
+      UnknownName: no such dataset or method.
+    """
+    if not names or "all" in names:
+        return tuple(known)
+    for name in names:
+        if name not in known:
+            raise unknown_name(kind, name, known, see=", ".join(known))
+    return tuple(name for name in known if name in names)
+
+
+def run_names(methods: Sequence[str]) -> tuple[str, ...]:
+    """The methods that are run for these: a derived one asks for the runs that it is made from."""
+    wanted = {_FROM if name == _BATCHED else name for name in methods}
+    return tuple(name for name in METHODS if name in wanted)
+
+
+def set_name(method: str, steps: int = STEPS) -> str:
+    """What a method's trials are called in a store; shorter ones must not take the place of the paper's."""
+    return f"one-pass-{method}" + ("" if steps == STEPS else f"@{steps}")
+
+
+def task_name(dataset: str, method: str) -> str:
+    """The task on which a method runs."""
+    return f"UCI_{dataset.capitalize()}{TRAIN_VALID if METHODS[method].whole else ''}"
+
+
+def run(
+    store: Store,
+    dataset: str,
+    methods: Sequence[str] = tuple(METHODS),
+    *,
+    seeds: int = 200,
+    steps: int = STEPS,
+    eval_every: int = 100,
+    optimizers: Mapping[str, Optimizer] | None = None,
+    report: Report | None = None,
+) -> dict[str, Archive]:
+    """Runs on one dataset what the store does not have yet.
+
+    Args:
+      store: where trials are kept, and looked up first: a killed study goes on where it was.
+      dataset: one of `DATASETS`.
+      methods: names of `METHODS`.
+      seeds: restarts.
+      steps: inner steps of each.
+      eval_every: inner steps between evaluations.
+      optimizers: in place of `outeropt.selftuning.study_methods()`.
+      report: called with the number of trials that a piece of work was worth.
+
+    Returns:
+      An archive for each method that was run.
+
+    Raises:
+      OuteroptError: a method has no optimizer.
+      ConfigError: a count that cannot be used.
+      StoreError: the store cannot be written.
+    """
+    found = study_methods() if optimizers is None else optimizers
+    archives = {}
+    for name in run_names(methods):
+        method = METHODS[name]
+        if method.optimizer not in found:
+            raise OuteroptError(
+                f"{name} needs the optimizer {method.optimizer!r}; there are {', '.join(found) or 'none'}."
+            )
+        archives[name] = sweep(
+            tasks.get(task_name(dataset, name)),
+            found[method.optimizer],
+            seeds=seeds,
+            steps=steps,
+            eval_every=eval_every,
+            # A batch is the whole split.
+            eval_batches=1,
+            last_eval_batches=1,
+            store=store,
+            set=set_name(name, steps),
+            optimizer_name=method.label,
+            report=report,
+        )
+    return archives
+
+
+def study_methods() -> Mapping[str, Optimizer]:
+    """The optimizers of the study, by name; each draws its hyperparameters when it is initialised."""
+    # Loaded when a study is run, and not when its stored results are read.
+    return importlib.import_module("outeropt.selftuning").study_methods()
+
+
+def all_restarts(
+    archives: Mapping[str, Archive], dataset: str, *, threshold: float | None = None, seed: int = 0
+) -> dict[str, Restarts]:
+    """Runs by method, with losses in the target's units (kin8nm's times 1000), and the derived method's.
+
+    Args:
+      archives: by method, on one dataset.
+      dataset: one of `DATASETS`.
+      threshold: a final test loss, in the same units, from which on a run counts as diverged.
+      seed: of the shuffling before runs are grouped by three.
+    """
+    scale = data.target_deviation(f"uci_{dataset}") ** 2 * SCALES.get(dataset, 1.0)
+    found = {name: restarts.restarts(archive, scale) for name, archive in archives.items()}
+    if _FROM in found:
+        batched = restarts.batched(found[_FROM], np.random.RandomState(seed), 3, threshold)
+        if len(batched.final):  # fewer than three runs make no group
+            found[_BATCHED] = dataclasses.replace(batched, method=METHODS[_BATCHED].label)
+    return {name: found[name] for name in METHODS if name in found}
+
+
+def summaries(
+    runs: Mapping[str, Restarts], *, threshold: float | None = None, seed: int = 0
+) -> dict[str, Summary]:
+    """How each method ended; one stream of random numbers serves all bootstraps, in the methods' order."""
+    rng = np.random.RandomState(seed)
+    return {name: restarts.summary(one, rng, threshold=threshold) for name, one in runs.items()}

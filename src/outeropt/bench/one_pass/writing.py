@@ -1,0 +1,54 @@
+"""The study's results in a folder: tables as Markdown, and figures."""
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from outeropt.bench.one_pass import study
+from outeropt.bench.one_pass.tables import KEY, Table, markdown, tables
+from outeropt.bench.pictures.restart_figures import save_restarts
+from outeropt.store import Archive
+
+
+__all__ = ["KEY", "write"]
+
+
+def write(
+    found: Mapping[str, Mapping[str, Archive]],
+    out: str | Path,
+    *,
+    methods: Sequence[str] = tuple(study.METHODS),
+    threshold: float | None = None,
+) -> tuple[list[Table], Path]:
+    """Writes `tables.md` and `figures/`.
+
+    Args:
+      found: archives by dataset and method, as `study.run` gives them.
+      out: the folder; created if missing.
+      methods: those to show.
+      threshold: as in `study.all_restarts`.
+
+    Returns:
+      The tables, and the page.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    made: list[Table] = []
+    for dataset, archives in found.items():
+        runs = study.all_restarts(archives, dataset, threshold=threshold)
+        ours = study.summaries(runs, threshold=threshold)
+        made += tables(dataset, {name: one for name, one in ours.items() if name in methods})
+    page = out / "tables.md"
+    page.write_text(markdown(made, _about(found, threshold)), "utf-8")
+    shown = [a for archives in found.values() for a in archives.values()]
+    save_restarts(shown, out / "figures")
+    return made, page
+
+
+def _about(found: Mapping[str, Mapping[str, Archive]], threshold: float | None) -> str:
+    one = next(archive for archives in found.values() for archive in archives.values())
+    limit = "" if threshold is None else f" A final test loss of {threshold:g} or more counts as diverged."
+    return (
+        f"{len(one.seeds)} restarts of {one.num_steps} steps on full batches, evaluated every "
+        f"{one.eval_every} steps; outeropt {metadata.version('outeropt')}.{limit}"
+    )

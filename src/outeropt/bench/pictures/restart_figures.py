@@ -1,0 +1,237 @@
+"""Figures of many restarts of one setting: where they end, how they get there, and what more of them buy.
+
+Methods that differ in whether they also train on the validation rows (task names that end in `_TrainValid`)
+share a panel: their test rows are the same. The figures are those of Clarke, Oldewage and Hernandez-Lobato
+2022 (arXiv 2110.10461), but that runs which diverged stay in all of them.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from outeropt.bench import restarts
+from outeropt.bench.pictures import series, style
+from outeropt.bench.pictures.contestants import Contestant, contestants
+from outeropt.bench.pictures.hyperparameter_figures import hyperparameter_bands, trajectories
+from outeropt.errors import OuteroptError
+from outeropt.store.archive import Archive
+from outeropt.tasks.regression import TRAIN_VALID
+
+
+# With fewer seeds than these, a set of one setting is a run repeated, and no study of its restarts.
+MIN_RESTARTS = 8
+
+Panels = dict[str, list[tuple[Contestant, Archive]]]
+
+
+def with_restarts(archives: Sequence[Archive]) -> list[Archive]:
+    """The archives that these figures are of: one setting, many seeds."""
+    return [a for a in archives if len(a.settings) == 1 and len(a.seeds) >= MIN_RESTARTS]
+
+
+def final_distribution(archives: Sequence[Archive], curve: str = "test/loss") -> Figure:
+    """Share of the restarts that end at or below a loss, one line for each method, one panel for each task.
+
+    Where a line ends below the top, the rest diverged or ended above the right edge.
+
+    Args:
+      archives: of one setting and many seeds each; others are left out.
+      curve: whose last values to draw.
+
+    Raises:
+      OuteroptError: there is no such archive.
+    """
+    figure, axes, panels = _panels(archives, curve)
+    for ax, (task, here) in zip(axes, panels.items(), strict=True):
+        low, top = _limits([archive for _, archive in here], curve)
+        ends = {}
+        for entry, archive in here:
+            values = np.sort(_final(archive, curve))
+            kept = values[values <= top]
+            share = np.arange(len(kept) + 1) / len(values)
+            x = np.concatenate([[low], kept, [top]])
+            ax.plot(x, np.append(share, share[-1]), drawstyle="steps-post", **entry.line)
+            ends[entry.name] = (float(share[-1]), entry.look)
+        _log_if_wide(ax, low, top, "x")
+        ax.set_ylim(-0.02, 1.02)
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        style.label(ax, task, f"final {curve}", "restarts at or below")
+        _name(figure, ax, ends, len(panels))
+    _legend(figure, panels)
+    return figure
+
+
+def median_curves(archives: Sequence[Archive], curve: str = "test/loss") -> Figure:
+    """Median over restarts against inner steps, with the 95 % bootstrap interval of it as a band.
+
+    A run that diverged counts as infinite from there on.
+
+    Args:
+      archives: of one setting and many seeds each; others are left out.
+      curve: what to draw.
+
+    Raises:
+      OuteroptError: there is no such archive.
+    """
+    figure, axes, panels = _panels(archives, curve)
+    for ax, (task, here) in zip(axes, panels.items(), strict=True):
+        ends, drawn = {}, []
+        for entry, archive in here:
+            middle, low, high = restarts.median_band(archive.curves[curve][0])
+            middle = np.where(np.isfinite(middle), middle, np.nan)
+            ax.plot(archive.steps, middle, **entry.line)
+            _band(ax, archive.steps, low, high, entry)
+            drawn.append(middle)
+            ends[entry.name] = (_last(middle), entry.look)
+        low, top = _limits([archive for _, archive in here], curve, np.concatenate(drawn))
+        _log_if_wide(ax, low, top, "y")
+        ax.xaxis.set_major_formatter(FuncFormatter(style.short))
+        style.label(ax, task, "inner step", f"median {curve}")
+        _name(figure, ax, ends, len(panels))
+    _legend(figure, panels)
+    return figure
+
+
+def incumbents(archives: Sequence[Archive], curve: str = "test/loss", select: str = "valid/loss") -> Figure:
+    """Expected loss of the best restart so far, against the seconds that all of them took, one after another.
+
+    The restarts come in random order, and the best is chosen by `select`; the line is the mean over all
+    orders. A run that diverged leaves the untrained network, whose loss is that at step 0.
+
+    Args:
+      archives: of one setting and many seeds each; others are left out.
+      curve: whose last value to draw.
+      select: whose last value chooses. Methods that train on the validation rows are chosen by what they
+        trained on.
+
+    Raises:
+      OuteroptError: there is no such archive.
+    """
+    figure, axes, panels = _panels(archives, curve)
+    for ax, (task, here) in zip(axes, panels.items(), strict=True):
+        ends, drawn, longest = {}, [], 0.0
+        for entry, archive in here:
+            final, start = _final(archive, curve), float(np.nanmean(archive.curves[curve][0, :, 0]))
+            chosen = archive.final(select)[0] if select in archive.curves else final
+            expected = restarts.incumbent(np.where(np.isfinite(final), final, start), chosen)
+            seconds = float(np.nanmean(archive.seconds[0])) * np.arange(1, len(expected) + 1)
+            ax.plot(seconds, expected, **entry.line)
+            # The first point is what one run alone gives.
+            ax.plot(seconds[:1], expected[:1], marker=entry.look.marker, markersize=3.5, **entry.line)
+            drawn.append(expected)
+            longest = max(longest, seconds[-1])
+            ends[entry.name] = (float(expected[-1]), entry.look)
+        low, top = _limits([archive for _, archive in here], curve, np.concatenate(drawn))
+        _log_if_wide(ax, low, top, "y")
+        ax.set_xscale("log")
+        ax.set_xlim(right=longest)
+        style.label(ax, task, "seconds of all restarts so far", f"expected {curve} of the best")
+        _name(figure, ax, ends, len(panels))
+    _legend(figure, panels)
+    return figure
+
+
+def save_restarts(archives: Sequence[Archive], folder: str | Path) -> list[Path]:
+    """Writes the figures of restarts that these archives allow, as PNG and SVG.
+
+    Args:
+      archives: any; those of one setting and many seeds are drawn.
+      folder: created if missing; files of the same names are replaced.
+
+    Returns:
+      The files written; none where nothing has restarts.
+    """
+    folder = Path(folder)
+    jobs: dict[str, Callable[[Sequence[Archive]], Figure]] = {
+        "restarts_final": final_distribution,
+        "restarts_median": median_curves,
+        "restarts_incumbent": incumbents,
+        "restarts_trajectories": trajectories,
+        "restarts_hyperparameters": hyperparameter_bands,
+    }
+    written = []
+    for name, job in jobs.items():
+        try:
+            figure = job(with_restarts(archives))
+        except OuteroptError:  # these archives do not have what the figure shows
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix in ("png", "svg"):
+            written.append(folder / f"{name}.{suffix}")
+            style.save(figure, written[-1])
+    return written
+
+
+def base_task(task: str) -> str:
+    """The task whose test rows these are: its name without `_TrainValid`."""
+    return task.removesuffix(TRAIN_VALID)
+
+
+def _panels(archives: Sequence[Archive], curve: str) -> tuple[Figure, list[Axes], Panels]:
+    panels: Panels = {}
+    for entry in contestants(with_restarts(archives)):
+        for task, archive in entry.archives.items():
+            if curve in archive.curves:
+                panels.setdefault(base_task(task), []).append((entry, archive))
+    if not panels:
+        raise OuteroptError(
+            f"No archive has the curve {curve!r} at one setting with {MIN_RESTARTS} seeds or more."
+        )
+    figure, axes = style.panels(len(panels))
+    return figure, axes, dict(sorted(panels.items()))
+
+
+def _final(archive: Archive, curve: str) -> Float[np.ndarray, " runs"]:
+    final = archive.final(curve)[0].astype(np.float64)
+    return np.where(np.isfinite(final), final, np.inf)
+
+
+def _limits(
+    archives: Sequence[Archive], curve: str, values: Float[np.ndarray, " n"] | None = None
+) -> tuple[float, float]:
+    """Smallest and largest loss to show: a little beyond the values, or the final ones, and no harm done."""
+    values = np.concatenate([_final(archive, curve) for archive in archives]) if values is None else values
+    top = series.ceiling(archives, curve)
+    kept = values[np.isfinite(values) & ~(values > top)]
+    if not kept.size:
+        return (0.0, 1.0) if np.isnan(top) else (0.0, top)
+    low, high = float(kept.min()), float(kept.max())
+    if low > 0:
+        return low / 1.1, high * 1.1
+    margin = 0.05 * (high - low or 1.0)
+    return low - margin, high + margin
+
+
+def _log_if_wide(ax: Axes, low: float, top: float, axis: str) -> None:
+    """A logarithmic axis where the limits span more than a factor of ten."""
+    if low > 0 and top > 10 * low:
+        (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
+    (ax.set_xlim if axis == "x" else ax.set_ylim)(low, top)
+
+
+def _band(ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, entry: Contestant) -> None:
+    """A band; where its upper edge is infinite it has no end inside the axes."""
+    high = np.where(np.isfinite(high), high, np.finfo(np.float32).max)
+    seen = np.isfinite(low)
+    colour = style.LIGHT[entry.look.colour]
+    ax.fill_between(x, low, high, where=seen, color=colour, alpha=0.13, linewidth=0)
+
+
+def _last(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite[-1]) if finite.size else np.nan
+
+
+def _name(figure: Figure, ax: Axes, ends: dict[str, tuple[float, style.Look]], panels: int) -> None:
+    if panels == 1:
+        style.end_labels(figure, ax, ends)
+
+
+def _legend(figure: Figure, panels: Panels) -> None:
+    if len(panels) > 1:
+        style.legend(figure, {entry.name: entry.line for here in panels.values() for entry, _ in here})
