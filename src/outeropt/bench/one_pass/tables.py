@@ -48,7 +48,8 @@ Mean and median are over the runs that did not diverge, with bootstrap errors, a
 and 90 % quantiles are of all runs: one that diverged counts as infinite. The paper's best is the smallest
 test loss at any step, the others are final. At best valid.: median of the test losses where each run's
 validation loss was lowest; Random, Random (×LR) and Baydin train on these rows, so for them it says
-nothing of choosing. Paper: as submitted, with another hypergradient than the released code, which ours follows."""
+nothing of choosing. Paper: as submitted, with another hypergradient than the released code, which ours
+follows."""
 
 
 def markdown(found: Sequence[Table], about: str) -> str:

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter
 
 from outeropt.bench.pictures import series, style
 from outeropt.bench.pictures.contestants import Contestant, contestants
+from outeropt.bench.pictures.restart_series import base_task
 from outeropt.errors import OuteroptError
 from outeropt.store.archive import Archive
 
@@ -44,11 +45,11 @@ def trajectories(archives: Sequence[Archive], x: str = RATE, y: str = DECAY) -> 
     ]
     if not found:
         raise OuteroptError(f"No archive has the curves {x!r} and {y!r} that move.")
-    tasks = series.tasks(archive for _, archive in found)
     figure, axes = style.panels(len(found), 3.0, 2.7)
+    several = _head(figure, [archive for _, archive in found])
     for ax, (entry, archive) in zip(axes, found, strict=True):
         _draw_paths(ax, archive, x, y, entry)
-        title = entry.name if len(tasks) == 1 else f"{entry.name}, {archive.task}"
+        title = f"{entry.name}, {archive.task}" if several else entry.name
         style.label(ax, title, _short(x), _short(y))
     _share_limits(axes, [a for _, a in found], x, y)
     marks = {
@@ -82,16 +83,16 @@ def hyperparameter_bands(archives: Sequence[Archive]) -> Figure:
         raise OuteroptError("No archive has hyperparameters that move.")
     columns = list(dict.fromkeys(name for _, archive in found for name in names(archive)))
     columns.sort(key=_order)
-    tasks = series.tasks(archive for _, archive in found)
     size = (2.9 * len(columns) + 0.4, 1.75 * len(found) + 0.3)
     figure = Figure(figsize=size, dpi=160, layout="constrained")
     figure.set_facecolor("white")
+    several = _head(figure, [archive for _, archive in found])
     grid = figure.subplots(len(found), len(columns), squeeze=False, sharex="col", sharey="col")
     for row, (entry, archive) in zip(grid, found, strict=True):
         for ax, name in zip(row, columns, strict=True):
             style.dress(ax)
             last = archive is found[-1][1]
-            title = entry.name if len(tasks) == 1 else f"{entry.name}, {archive.task}"
+            title = f"{entry.name}, {archive.task}" if several else entry.name
             style.label(ax, title if ax is row[0] else "", "inner step" if last else "", _short(name))
             if name in archive.curves:
                 _draw_quantiles(ax, archive, name, entry)
@@ -101,6 +102,15 @@ def hyperparameter_bands(archives: Sequence[Archive]) -> Figure:
         if series.prefers_log(values) and not name.endswith("momentum"):
             ax.set_yscale("log")
     return figure
+
+
+def _head(figure: Figure, archives: Sequence[Archive]) -> bool:
+    """Writes the task above all panels if it is one; whether there are several."""
+    tasks = {base_task(archive.task) for archive in archives}
+    if len(tasks) == 1:
+        head = figure.suptitle(*tasks, x=0.01, ha="left", fontsize=11, fontweight="bold", color=style.INK)
+        head.set_parse_math(False)
+    return len(tasks) > 1
 
 
 def names(archive: Archive) -> list[str]:

@@ -5,33 +5,22 @@ share a panel: their test rows are the same. The figures are those of Clarke, Ol
 2022 (arXiv 2110.10461), but that runs which diverged stay in all of them.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from outeropt.bench import restarts
-from outeropt.bench.pictures import series, style
+from outeropt.bench.pictures import restart_series, style
 from outeropt.bench.pictures.contestants import Contestant, contestants
 from outeropt.bench.pictures.hyperparameter_figures import hyperparameter_bands, trajectories
+from outeropt.bench.pictures.restart_series import MIN_RESTARTS, Panels, base_task, with_restarts
 from outeropt.errors import OuteroptError
 from outeropt.store.archive import Archive
-from outeropt.tasks.regression import TRAIN_VALID
-
-
-# With fewer seeds than these, a set of one setting is a run repeated, and no study of its restarts.
-MIN_RESTARTS = 8
-
-Panels = dict[str, list[tuple[Contestant, Archive]]]
-
-
-def with_restarts(archives: Sequence[Archive]) -> list[Archive]:
-    """The archives that these figures are of: one setting, many seeds."""
-    return [a for a in archives if len(a.settings) == 1 and len(a.seeds) >= MIN_RESTARTS]
 
 
 def final_distribution(archives: Sequence[Archive], curve: str = "test/loss") -> Figure:
@@ -48,14 +37,13 @@ def final_distribution(archives: Sequence[Archive], curve: str = "test/loss") ->
     """
     figure, axes, panels = _panels(archives, curve)
     for ax, (task, here) in zip(axes, panels.items(), strict=True):
-        low, top = _limits([archive for _, archive in here], curve)
+        low, top = restart_series.limits([archive for _, archive in here], curve)
+        finals = {entry.name: restart_series.final(archive, curve) for entry, archive in here}
         ends = {}
-        for entry, archive in here:
-            values = np.sort(_final(archive, curve))
-            kept = values[values <= top]
-            share = np.arange(len(kept) + 1) / len(values)
-            x = np.concatenate([[low], kept, [top]])
-            ax.plot(x, np.append(share, share[-1]), drawstyle="steps-post", **entry.line)
+        # Many lines end at the top: there the names come in the order of the medians, best above.
+        for entry, _ in sorted(here, key=lambda pair: -np.median(finals[pair[0].name])):
+            x, share = restart_series.distribution(finals[entry.name], low, top)
+            ax.plot(x, share, drawstyle="steps-post", **entry.line)
             ends[entry.name] = (float(share[-1]), entry.look)
         _log_if_wide(ax, low, top, "x")
         ax.set_ylim(-0.02, 1.02)
@@ -86,9 +74,9 @@ def median_curves(archives: Sequence[Archive], curve: str = "test/loss") -> Figu
             middle = np.where(np.isfinite(middle), middle, np.nan)
             ax.plot(archive.steps, middle, **entry.line)
             _band(ax, archive.steps, low, high, entry)
-            drawn.append(middle)
+            drawn += [middle, low]
             ends[entry.name] = (_last(middle), entry.look)
-        low, top = _limits([archive for _, archive in here], curve, np.concatenate(drawn))
+        low, top = restart_series.limits([archive for _, archive in here], curve, np.concatenate(drawn))
         _log_if_wide(ax, low, top, "y")
         ax.xaxis.set_major_formatter(FuncFormatter(style.short))
         style.label(ax, task, "inner step", f"median {curve}")
@@ -116,7 +104,10 @@ def incumbents(archives: Sequence[Archive], curve: str = "test/loss", select: st
     for ax, (task, here) in zip(axes, panels.items(), strict=True):
         ends, drawn, longest = {}, [], 0.0
         for entry, archive in here:
-            final, start = _final(archive, curve), float(np.nanmean(archive.curves[curve][0, :, 0]))
+            final, start = (
+                restart_series.final(archive, curve),
+                float(np.nanmean(archive.curves[curve][0, :, 0])),
+            )
             chosen = archive.final(select)[0] if select in archive.curves else final
             expected = restarts.incumbent(np.where(np.isfinite(final), final, start), chosen)
             seconds = float(np.nanmean(archive.seconds[0])) * np.arange(1, len(expected) + 1)
@@ -126,10 +117,14 @@ def incumbents(archives: Sequence[Archive], curve: str = "test/loss", select: st
             drawn.append(expected)
             longest = max(longest, seconds[-1])
             ends[entry.name] = (float(expected[-1]), entry.look)
-        low, top = _limits([archive for _, archive in here], curve, np.concatenate(drawn))
+        low, top = restart_series.limits([archive for _, archive in here], curve, np.concatenate(drawn))
         _log_if_wide(ax, low, top, "y")
         ax.set_xscale("log")
         ax.set_xlim(right=longest)
+        if ax.get_xlim()[1] < 100 * ax.get_xlim()[0]:  # decades alone would be a tick or two
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(FuncFormatter(style.short))
+        ax.xaxis.set_minor_formatter(NullFormatter())
         style.label(ax, task, "seconds of all restarts so far", f"expected {curve} of the best")
         _name(figure, ax, ends, len(panels))
     _legend(figure, panels)
@@ -147,17 +142,20 @@ def save_restarts(archives: Sequence[Archive], folder: str | Path) -> list[Path]
       The files written; none where nothing has restarts.
     """
     folder = Path(folder)
-    jobs: dict[str, Callable[[Sequence[Archive]], Figure]] = {
-        "restarts_final": final_distribution,
-        "restarts_median": median_curves,
-        "restarts_incumbent": incumbents,
-        "restarts_trajectories": trajectories,
-        "restarts_hyperparameters": hyperparameter_bands,
+    shown = with_restarts(archives)
+    jobs: dict[str, Callable[[], Figure]] = {
+        "restarts_final": lambda: final_distribution(shown),
+        "restarts_median": lambda: median_curves(shown),
+        "restarts_incumbent": lambda: incumbents(shown),
     }
+    for task in sorted({base_task(archive.task) for archive in shown}):
+        here = [archive for archive in shown if base_task(archive.task) == task]
+        jobs[f"restarts_trajectories_{task}"] = functools.partial(trajectories, here)
+        jobs[f"restarts_hyperparameters_{task}"] = functools.partial(hyperparameter_bands, here)
     written = []
     for name, job in jobs.items():
         try:
-            figure = job(with_restarts(archives))
+            figure = job()
         except OuteroptError:  # these archives do not have what the figure shows
             continue
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,44 +165,14 @@ def save_restarts(archives: Sequence[Archive], folder: str | Path) -> list[Path]
     return written
 
 
-def base_task(task: str) -> str:
-    """The task whose test rows these are: its name without `_TrainValid`."""
-    return task.removesuffix(TRAIN_VALID)
-
-
 def _panels(archives: Sequence[Archive], curve: str) -> tuple[Figure, list[Axes], Panels]:
-    panels: Panels = {}
-    for entry in contestants(with_restarts(archives)):
-        for task, archive in entry.archives.items():
-            if curve in archive.curves:
-                panels.setdefault(base_task(task), []).append((entry, archive))
+    panels = restart_series.panels(contestants(archives), curve)
     if not panels:
         raise OuteroptError(
             f"No archive has the curve {curve!r} at one setting with {MIN_RESTARTS} seeds or more."
         )
     figure, axes = style.panels(len(panels))
-    return figure, axes, dict(sorted(panels.items()))
-
-
-def _final(archive: Archive, curve: str) -> Float[np.ndarray, " runs"]:
-    final = archive.final(curve)[0].astype(np.float64)
-    return np.where(np.isfinite(final), final, np.inf)
-
-
-def _limits(
-    archives: Sequence[Archive], curve: str, values: Float[np.ndarray, " n"] | None = None
-) -> tuple[float, float]:
-    """Smallest and largest loss to show: a little beyond the values, or the final ones, and no harm done."""
-    values = np.concatenate([_final(archive, curve) for archive in archives]) if values is None else values
-    top = series.ceiling(archives, curve)
-    kept = values[np.isfinite(values) & ~(values > top)]
-    if not kept.size:
-        return (0.0, 1.0) if np.isnan(top) else (0.0, top)
-    low, high = float(kept.min()), float(kept.max())
-    if low > 0:
-        return low / 1.1, high * 1.1
-    margin = 0.05 * (high - low or 1.0)
-    return low - margin, high + margin
+    return figure, axes, panels
 
 
 def _log_if_wide(ax: Axes, low: float, top: float, axis: str) -> None:
@@ -219,7 +187,7 @@ def _band(ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, entry: Con
     high = np.where(np.isfinite(high), high, np.finfo(np.float32).max)
     seen = np.isfinite(low)
     colour = style.LIGHT[entry.look.colour]
-    ax.fill_between(x, low, high, where=seen, color=colour, alpha=0.13, linewidth=0)
+    ax.fill_between(x, low, high, where=seen, color=colour, alpha=0.1, linewidth=0)
 
 
 def _last(values: np.ndarray) -> float:
