@@ -8,6 +8,7 @@ from outeropt.bench.leaderboard import Leaderboard, leaderboard
 from outeropt.bench.normalizer import Normalizer
 from outeropt.bench.pictures import figures
 from outeropt.bench.pictures.report import write_report
+from outeropt.bench.pictures.restart_figures import save_restarts
 from outeropt.errors import OuteroptError
 from outeropt.store import Archive, Store, load_folder
 
@@ -96,4 +97,5 @@ def write(
     """Writes `index.html` and `figures/`; returns the page."""
     out = Path(out)
     figures.save_all(archives, board, out / "figures", normalizer)
+    save_restarts(archives, out / "figures")
     return write_report(archives, board, out / "index.html", title=title, normalizer=normalizer)

@@ -129,13 +129,14 @@ def run(
     archives = {}
     for name in run_names(methods):
         method = METHODS[name]
-        if method.optimizer not in found:
+        optimizer = found.get(method.optimizer or "")
+        if optimizer is None:
             raise OuteroptError(
                 f"{name} needs the optimizer {method.optimizer!r}; there are {', '.join(found) or 'none'}."
             )
         archives[name] = sweep(
             tasks.get(task_name(dataset, name)),
-            found[method.optimizer],
+            optimizer,
             seeds=seeds,
             steps=steps,
             eval_every=eval_every,

@@ -96,6 +96,7 @@ def render(
             speedups=report_tables.heat_of_scores(leaderboard, scored) if leaderboard else [],
             losses=report_tables.heat_of_losses(everyone, tasks, final),
             ends=report_tables.ends(everyone),
+            restarts=report_tables.restart_rows(everyone),
             details=report_tables.details(everyone, tasks, final),
             provenance=report_tables.provenance(everyone),
             palettes={"light": style.LIGHT, "dark": style.DARK},

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from outeropt.bench import restarts
 from outeropt.bench.normalizer import Normalizer
-from outeropt.bench.pictures import episodes, series
+from outeropt.bench.pictures import episodes, restart_series, series
 from outeropt.bench.pictures.contestants import Contestant
 from outeropt.bench.pictures.series import Band
 from outeropt.bench.profiles import profiles
@@ -61,6 +62,7 @@ def charts(
         "final": final,
         "learning": [_learning(everyone, task, points) for task in tasks],
         "episodes": _episodes(everyone, tasks),
+        "restarts": _restarts(everyone),
         "boundaries": [series.boundaries([a for _, a in _here(everyone, task)]) for task in tasks],
         "sensitivity": {
             name: [_sensitivity(everyone, task, name, final) for task in tasks]
@@ -110,6 +112,35 @@ def _episodes(everyone: Sequence[Contestant], tasks: Sequence[str]) -> list[list
             line = {"entry": place[row.contestant.name], "x": list(range(1, count + 1)), **band}
             lines[row.task].append(line)
     return list(lines.values()) if any(lines.values()) else []
+
+
+def _restarts(everyone: Sequence[Contestant], curve: str = "test/loss") -> list[dict[str, Any]]:
+    """Of each task with restarts, their final losses as a distribution, and the median against steps."""
+    place = {entry.name: i for i, entry in enumerate(everyone)}
+    found = []
+    for task, here in restart_series.panels(everyone, curve).items():
+        low, top = restart_series.limits([archive for _, archive in here], curve)
+        ends, medians, heights = [], [], []
+        for entry, archive in here:
+            x, share = restart_series.distribution(restart_series.final(archive, curve), low, top)
+            ends.append({"entry": place[entry.name], "x": numbers(x), "mid": numbers(share)})
+            keep = series.thin(archive.steps, MAX_POINTS)
+            middle = Band(*restarts.median_band(archive.curves[curve][0][:, keep]))
+            heights += [middle.centre, middle.low]
+            steps = [int(step) for step in archive.steps[keep]]
+            medians.append({"entry": place[entry.name], "x": steps, **_band(middle, archive.seeds)})
+        everything = [archive for _, archive in here]
+        found.append(
+            {
+                "title": task,
+                "tasks": sorted({archive.task for archive in everything}),
+                "loss": [low, top],
+                "height": list(restart_series.limits(everything, curve, np.concatenate(heights))),
+                "ends": ends,
+                "medians": medians,
+            }
+        )
+    return found
 
 
 def _sensitivity(everyone: Sequence[Contestant], task: str, name: str, curve: str) -> list[dict[str, Any]]:

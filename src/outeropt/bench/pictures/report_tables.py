@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from outeropt.bench import scores
+from outeropt.bench import restarts, scores
 from outeropt.bench.leaderboard import Leaderboard, Row
-from outeropt.bench.pictures import episodes, series
+from outeropt.bench.pictures import episodes, restart_series, series
 from outeropt.bench.pictures.contestants import Contestant, order
 from outeropt.store.archive import Archive
 
@@ -157,6 +157,40 @@ def ends(everyone: Sequence[Contestant]) -> list[dict[str, Any]]:
         for row in episodes.rows(everyone)
         if len(row.ends.centre) > 1
     ]
+
+
+def restart_rows(everyone: Sequence[Contestant], curve: str = "test/loss") -> list[dict[str, Any]]:
+    """One row per task and contestant with restarts: how their final losses are spread, best median first."""
+    found = []
+    for task, here in restart_series.panels(everyone, curve).items():
+        summaries = [
+            (entry, restarts.summary(restarts.restarts(archive), np.random.RandomState(0)))
+            for entry, archive in here
+        ]
+        summaries.sort(key=lambda pair: (not np.isfinite(pair[1].median.value), pair[1].median.value))
+        for entry, one in summaries:
+            numbers = (one.mean.value, one.median.value, *one.quantiles, one.best)
+            found.append(
+                {
+                    "task": task,
+                    "label": entry.label,
+                    "ruleset": entry.ruleset,
+                    "colour": entry.look.colour,
+                    "name": entry.name,
+                    "runs": one.runs,
+                    "diverged": one.diverged,
+                    "rate": one.diverged_rate,
+                    "numbers": [_lost(number) for number in numbers],
+                    "errors": [one.mean.error, one.median.error],
+                    "seconds": one.seconds,
+                }
+            )
+    return found
+
+
+def _lost(value: float) -> float | None:
+    """A loss; None where it is that of a run that diverged."""
+    return value if np.isfinite(value) else None
 
 
 def plus_minus(centre: float, high: float) -> str:

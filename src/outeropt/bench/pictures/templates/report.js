@@ -51,6 +51,21 @@ function drawEpisodes() {
   });
 }
 
+// Two charts for each task: where restarts end, and how their median gets there.
+function drawRestarts() {
+  if (!byId("restarts")) return;
+  const host = byId("chart-restarts");
+  host.replaceChildren();
+  for (const panel of data.restarts.filter((each) => !state.task || each.tasks.includes(state.task))) {
+    const wide = ([low, high]) => low > 0 && high > 10 * low;
+    const ends = panel.ends.filter(visible).map((line) => dressed(line, { stairs: true }));
+    const medians = panel.medians.filter(visible).map((line) => dressed(line));
+    const look = { title: panel.title, height: 320 };
+    drawChart(htmlOf(host, "div", "chart"), { ...look, lines: ends, x: { label: "final test/loss", log: wide(panel.loss), domain: panel.loss }, y: { label: "restarts at or below", domain: [0, 1.03], descending: true } });
+    drawChart(htmlOf(host, "div", "chart"), { ...look, lines: medians, bands: true, x: { label: "inner step", whole: true }, y: { label: "median test/loss", log: wide(panel.height), domain: panel.height } });
+  }
+}
+
 function drawSensitivity() {
   if (!byId("sensitivity")) return;
   const name = byId("hyperparameter").value;
@@ -112,6 +127,7 @@ function refresh() {
   applyFilter();
   drawCurves();
   drawEpisodes();
+  drawRestarts();
   drawSensitivity();
   drawProfiles();
   drawTunability();
