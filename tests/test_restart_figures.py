@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from headless_browser import CHROMIUM, Browser
 from outeropt.bench import reporting, restarts
 from outeropt.bench.pictures import hyperparameter_figures, report, restart_figures, restart_series
 from outeropt.bench.pictures.contestants import contestants
@@ -157,3 +158,16 @@ def test_rows_of_the_report_are_sorted_by_their_median():
     rows = restart_rows(contestants([study(lost=12), study(optimizer="theirs", lost=0)]))
     assert [row["label"] for row in rows] == ["theirs", "ours"]
     assert rows[1]["numbers"] == [None] * 6 and rows[1]["diverged"] == 12
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
+def test_the_section_in_a_browser(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(report.render([*HELD, study("UCI_Yacht", "ours")], None), "utf-8")
+    lines = "document.querySelectorAll('#chart-restarts g[clip-path] .series').length"
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(page)
+        assert browser.run(lines) == 2 * (3 + 1)
+        browser.run("byId('task').value = 'UCI_Energy'; byId('task').dispatchEvent(new Event('change'))")
+        assert browser.run(lines) == 2 * 3
+        assert browser.problems == []

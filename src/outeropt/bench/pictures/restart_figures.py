@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
@@ -121,11 +122,8 @@ def incumbents(archives: Sequence[Archive], curve: str = "test/loss", select: st
         _log_if_wide(ax, low, top, "y")
         ax.set_xscale("log")
         ax.set_xlim(right=longest)
-        if ax.get_xlim()[1] < 100 * ax.get_xlim()[0]:  # decades alone would be a tick or two
-            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(FuncFormatter(style.short))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        style.label(ax, task, "seconds of all restarts so far", f"expected {curve} of the best")
+        _log_ticks(ax.xaxis, *ax.get_xlim())
+        style.label(ax, task, "seconds of all restarts so far", f"expected best {curve}")
         _name(figure, ax, ends, len(panels))
     _legend(figure, panels)
     return figure
@@ -179,7 +177,16 @@ def _log_if_wide(ax: Axes, low: float, top: float, axis: str) -> None:
     """A logarithmic axis where the limits span more than a factor of ten."""
     if low > 0 and top > 10 * low:
         (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
+        _log_ticks(ax.xaxis if axis == "x" else ax.yaxis, low, top)
     (ax.set_xlim if axis == "x" else ax.set_ylim)(low, top)
+
+
+def _log_ticks(axis: Axis, low: float, top: float) -> None:
+    """Ticks at 1, 2 and 5 where decades alone would be but one or two; no names between."""
+    if top < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(style.short))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _band(ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, entry: Contestant) -> None:
