@@ -23,7 +23,7 @@ def on_all_splits(rows):
 def blank(monkeypatch):
     """Builds any task on datasets of the right shapes with nothing in them."""
 
-    def images(name, size=None, grey=False):
+    def images(name, size=None, grey=False, train_rows=None):
         height, width, channels = DATASETS[name].shape
         shape = (2, size or height, size or width, 1 if grey else channels)
         return on_all_splits({"image": jnp.zeros(shape, jnp.uint8), "label": jnp.zeros(2, jnp.int32)})

@@ -71,3 +71,41 @@ def test_rows_and_scaling(table):
     assert data.target_deviation(f"uci_{table}") == pytest.approx(deviation, rel=0.03)
     # Scaled by training and validation rows together.
     np.testing.assert_allclose(np.std(both["y"], ddof=1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [None, "batch_norm"])
+def test_fashion_mnist(norm):
+    name = "FashionMnist_MLP50" + ("_BatchNorm" if norm else "")
+    task = tasks.get(name)
+    assert tasks.family(name) == "scaled_mlp" and tasks.describe(name)["dataset"] == "fashion_mnist"
+    rows = {split: part["label"].shape[0] for split, part in task.data.splits.items()}
+    assert rows == {"train": 50_000, "valid": 10_000, "test": 10_000}
+    params, state = task.init(KEY)
+    count = sum(leaf.size for leaf in params.values())
+    assert count == 784 * 50 + 50 + 50 * 10 + 10 + (50 if norm else 0)
+    assert abs(params["w0"]).max() <= 1 / 28 and abs(params["w1"]).max() <= 50**-0.5
+    batch = task.batch("train", KEY)
+    assert batch["image"].shape == (50, 28, 28, 1)
+    # By hand: every pixel with mean 0 and variance 1 over the 60 000 rows.
+    pixels = np.concatenate([task.data.splits[split]["image"] for split in ("train", "valid")])
+    pixels = pixels.reshape(60_000, 784).astype(np.float64)
+    scaled = (np.asarray(batch["image"]).reshape(50, 784) - pixels.mean(0)) / pixels.std(0, ddof=1)
+    x = scaled @ np.asarray(params["w0"], np.float64)
+    x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) if norm else x + np.asarray(params["b0"])
+    logits = np.maximum(x, 0) @ np.asarray(params["w1"]) + np.asarray(params["b1"])
+    shifted = logits - logits.max(1, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    wanted = -logs[np.arange(50), batch["label"]].mean()
+    loss, (after, metrics) = task.loss(params, state, batch, KEY)
+    assert float(loss) == pytest.approx(wanted, rel=1e-5) and "accuracy" in metrics
+    assert (after is None) == (norm is None)
+
+
+def test_penn_treebank():
+    task = tasks.get("RNNLM_Ptb_LSTM650x2_seq70")
+    batch = jax.eval_shape(lambda key: task.batch("train", key), KEY)
+    assert batch["obs"].shape == batch["target"].shape == (40, 70)
+    params = jax.eval_shape(lambda key: task.init(key)[0], KEY)
+    assert params["embedding"].shape == (10_000, 650) and params["w_in"].shape == (2, 650, 4 * 650)
+    # One bias a layer where PyTorch has two that add up, and a learned first carry.
+    assert sum(leaf.size for leaf in params.values()) == 19_780_400 - 2 * 4 * 650 + 2 * 2 * 650

@@ -4,6 +4,7 @@ Initial weights are those of dm-haiku's layers, with which the tasks of learned_
 that curves of tasks of the same name compare.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -95,6 +96,15 @@ def mlp_init(
     for i, layer_key in enumerate(jax.random.split(key, len(sizes) - 1)):
         params[f"w{i}"] = weights(layer_key, sizes[i : i + 2])
         params[f"b{i}"] = jnp.zeros(sizes[i + 1], jnp.float32)
+    return params
+
+
+def uniform_init(key: PRNGKeyArray, sizes: Sequence[int]) -> dict[str, Array]:
+    """Parameters as `mlp_init` has them, all uniform in `+-1/sqrt(inputs of the layer)`: PyTorch's way."""
+    params = {}
+    for i, (inputs, units) in enumerate(itertools.pairwise(sizes)):
+        draw = jax.random.uniform(jax.random.fold_in(key, i), (inputs + 1, units), minval=-1.0)
+        params[f"w{i}"], params[f"b{i}"] = draw[:-1] / math.sqrt(inputs), draw[-1] / math.sqrt(inputs)
     return params
 
 

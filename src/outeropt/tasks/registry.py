@@ -17,7 +17,7 @@ from outeropt.task import SPLITS, Task
 from outeropt.tasks import quadratic, regression
 from outeropt.tasks.file import from_file
 from outeropt.tasks.functions import named as functions
-from outeropt.tasks.images import autoencoder, conv, image_mlp, mixer, resnet, vgg, vit
+from outeropt.tasks.images import autoencoder, conv, image_mlp, mixer, resnet, scaled_mlp, vgg, vit
 from outeropt.tasks.published import META_TRAINING, MISSING_DATA
 from outeropt.tasks.sequences import rnn, seq2seq, transformer
 from outeropt.tasks.wrappers import fixed_batch, gradients
@@ -28,6 +28,7 @@ _FAMILIES: dict[str, ModuleType] = {
     "quadratic": quadratic,
     "regression": regression,
     "image_mlp": image_mlp,
+    "scaled_mlp": scaled_mlp,
     "autoencoder": autoencoder,
     "conv": conv,
     "resnet": resnet,

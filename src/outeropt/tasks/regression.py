@@ -1,8 +1,6 @@
 """Regression and linear classification: UCI tables, images, and endless streams of synthetic rows."""
 
 import functools
-import itertools
-import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -16,6 +14,7 @@ from outeropt.data.arrays import ArrayData
 from outeropt.task import Split, Task
 from outeropt.tasks.images.image_classifier import Images, builders
 from outeropt.tasks.images.image_mlp import ImageMLP
+from outeropt.tasks.layers import uniform_init
 from outeropt.tasks.losses import bernoulli_cost
 
 
@@ -54,12 +53,7 @@ class TableRegression(Task):
 
     def init(self, key: PRNGKeyArray) -> tuple[dict[str, Array], None]:
         """Uniform weights and biases."""
-        widths = (self.data.splits["train"]["x"].shape[1], *self.hidden, 1)
-        params = {}
-        for i, (inputs, units) in enumerate(itertools.pairwise(widths)):
-            draw = jax.random.uniform(jax.random.fold_in(key, i), (inputs + 1, units), minval=-1.0)
-            params[f"w{i}"], params[f"b{i}"] = draw[:-1] / math.sqrt(inputs), draw[-1] / math.sqrt(inputs)
-        return params, None
+        return uniform_init(key, (self.data.splits["train"]["x"].shape[1], *self.hidden, 1)), None
 
     def loss(self, params, state, batch, key):
         """Mean squared error, in units of the target's variance; no metrics."""
