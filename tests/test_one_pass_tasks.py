@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from outeropt import data, tasks
+from outeropt.errors import ConfigError
 
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "clarke" / "tasks.npz")
@@ -109,3 +110,19 @@ def test_penn_treebank():
     assert params["embedding"].shape == (10_000, 650) and params["w_in"].shape == (2, 650, 4 * 650)
     # One bias a layer where PyTorch has two that add up, and a learned first carry.
     assert sum(leaf.size for leaf in params.values()) == 19_780_400 - 2 * 4 * 650 + 2 * 2 * 650
+
+
+def test_any_task_of_rows_can_train_on_both():
+    digits = tasks.get("ImageMLP_Digits_Relu32_TrainValid")
+    alone = tasks.get("ImageMLP_Digits_Relu32")
+    assert digits.name == "ImageMLP_Digits_Relu32_TrainValid"
+    assert tasks.family(digits.name) == "train_valid"
+    sizes = {split: len(rows["label"]) for split, rows in alone.data.splits.items()}
+    assert len(digits.data.splits["train"]["label"]) == sizes["train"] + sizes["valid"]
+    assert len(digits.data.splits["valid"]["label"]) == sizes["valid"]
+    text = tasks.get("RNNLM_Markov16_GRU32_seq16_TrainValid")
+    assert text.data.splits["train"].shape[0] == 2**19 + 2**16
+    fixed = tasks.get("ImageMLP_Digits_Relu32_TrainValid_FixedBatch")
+    assert fixed.batch("train", KEY)["label"].shape == (128,)
+    with pytest.raises(ConfigError, match=r"Quadratic_10.*no training and validation rows"):
+        tasks.get("Quadratic_10_TrainValid")

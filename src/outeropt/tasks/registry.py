@@ -20,7 +20,7 @@ from outeropt.tasks.functions import named as functions
 from outeropt.tasks.images import autoencoder, conv, image_mlp, mixer, resnet, scaled_mlp, vgg, vit
 from outeropt.tasks.published import META_TRAINING, MISSING_DATA
 from outeropt.tasks.sequences import rnn, seq2seq, transformer
-from outeropt.tasks.wrappers import fixed_batch, gradients
+from outeropt.tasks.wrappers import fixed_batch, gradients, train_valid
 
 
 _FAMILIES: dict[str, ModuleType] = {
@@ -40,6 +40,7 @@ _FAMILIES: dict[str, ModuleType] = {
     "seq2seq": seq2seq,
     "gradients": gradients,
     "fixed_batch": fixed_batch,
+    "train_valid": train_valid,
 }
 
 # A task's name says its data; the first of these that it contains counts.
@@ -68,9 +69,10 @@ def _find(name: str) -> tuple[str, Callable[[], Task]] | None:
             return title, module.TASKS[name]
     if builder := functions.by_rule(name):
         return "functions", builder
-    inside = name.removesuffix(fixed_batch.SUFFIX)
-    if inside != name and (found := _find(inside)):
-        return "fixed_batch", functools.partial(fixed_batch.build, found[1])
+    for title, wrapper in (("fixed_batch", fixed_batch), ("train_valid", train_valid)):
+        inside = name.removesuffix(wrapper.SUFFIX)
+        if inside != name and (found := _find(inside)):
+            return title, functools.partial(wrapper.build, found[1])
     written_out = _written_out(name)
     return None if written_out == name else _find(written_out)
 
@@ -111,7 +113,8 @@ def get(name: str) -> Task:
 
     Args:
       name: a listed name, in which `128x3` may stand for `128x128x128`; a test function with its number of
-        parameters behind it, such as `Function_Ackley_7`; any of these with `_FixedBatch` behind it; or
+        parameters behind it, such as `Function_Ackley_7`; any of these with `_FixedBatch` or `_TrainValid`
+        behind it; or
         `path/to/file.py:attribute` where the attribute is a `Task` or a function without arguments that
         gives one.
 
@@ -119,7 +122,7 @@ def get(name: str) -> Task:
       UnknownName: no task is called so; the message says what is close, or which data the published task
         would need.
       ConfigError: a test function makes no sense with so few parameters, or a task without batches was to
-        have a fixed one.
+        have a fixed one, or one without rows to train on its validation rows.
       MissingData: the task's data are not on this machine and could not be fetched.
       OuteroptError: the file is missing, raises, lacks the attribute, or gives something that is no task.
     """

@@ -18,10 +18,6 @@ from outeropt.tasks.layers import uniform_init
 from outeropt.tasks.losses import bernoulli_cost
 
 
-# Behind the name of a task: trains on its training and validation rows.
-TRAIN_VALID = "_TrainValid"
-
-
 class WholeData(eqx.Module):
     """Full batches: every batch of a split is the whole split.
 
@@ -30,6 +26,15 @@ class WholeData(eqx.Module):
     """
 
     splits: dict[str, dict[str, Array]]
+
+    @property
+    def rows(self) -> dict[str, dict[str, Array]]:
+        """The rows of each split, as `whole` was given them."""
+        found = {}
+        for split, leaves in self.splits.items():
+            count = int(jnp.sum(leaves["weight"] > 0))
+            found[split] = {name: leaf[:count] for name, leaf in leaves.items() if name != "weight"}
+        return found
 
     def batch(self, split: Split, key: PRNGKeyArray) -> dict[str, Array]:
         """All rows of a split, in order."""
@@ -164,12 +169,6 @@ def _uci(name: str, dataset: str, hidden: tuple[int, ...], batch_size: int | Non
     return TableRegression(name, rows, hidden)
 
 
-def _uci_train_valid(name: str, dataset: str) -> TableRegression:
-    splits = data.table(f"uci_{dataset}")
-    both = jax.tree.map(lambda *parts: jnp.concatenate(parts), splits["train"], splits["valid"])
-    return TableRegression(name, whole({**splits, "train": both}), (50,))
-
-
 def _stream(
     kind: type[LinearStream] | type[LogisticStream], name: str, features: int, noise: float, condition: float
 ) -> Task:
@@ -180,7 +179,7 @@ def _stream(
     return kind(name, jnp.asarray(3 * weights / length, jnp.float32), jnp.asarray(scales, jnp.float32), noise)
 
 
-_UCI = ("boston", "concrete", "energy", "kin8nm", "naval", "power", "wine", "yacht")
+UCI = ("boston", "concrete", "energy", "kin8nm", "naval", "power", "wine", "yacht")
 _LARGE = ("kin8nm", "naval", "power")
 
 # Features, noise, and the ratio of the extreme eigenvalues of the features' covariance.
@@ -197,16 +196,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     # The networks of Clarke, Oldewage and Hernandez-Lobato 2022 (arXiv 2110.10461): 50 ReLU units, full
     # batches.
     **{
-        f"UCI_{d.capitalize()}": functools.partial(_uci, f"UCI_{d.capitalize()}", d, (50,), None)
-        for d in _UCI
-    },
-    # The same for methods of that paper which need no validation rows: these are trained on as well (and
-    # still are the validation split, whose loss then says nothing new). Scaling and test rows are the same.
-    **{
-        f"UCI_{d.capitalize()}{TRAIN_VALID}": functools.partial(
-            _uci_train_valid, f"UCI_{d.capitalize()}{TRAIN_VALID}", d
-        )
-        for d in _UCI
+        f"UCI_{d.capitalize()}": functools.partial(_uci, f"UCI_{d.capitalize()}", d, (50,), None) for d in UCI
     },
     **{
         f"UCI_{d.capitalize()}_BS128": functools.partial(_uci, f"UCI_{d.capitalize()}_BS128", d, (50,), 128)
@@ -214,7 +204,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     },
     **{
         f"Linear_UCI_{d.capitalize()}": functools.partial(_uci, f"Linear_UCI_{d.capitalize()}", d, (), None)
-        for d in _UCI
+        for d in UCI
     },
     **{
         name: functools.partial(_stream, kind, name, features, noise, condition)

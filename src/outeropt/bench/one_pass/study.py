@@ -18,7 +18,7 @@ from outeropt.bench.restarts import Restarts, Summary
 from outeropt.errors import OuteroptError, unknown_name
 from outeropt.optimizer import Optimizer
 from outeropt.store import Archive, Store
-from outeropt.tasks.regression import TRAIN_VALID
+from outeropt.tasks.wrappers import train_valid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def set_name(method: str, steps: int = STEPS) -> str:
 
 def task_name(dataset: str, method: str) -> str:
     """The task on which a method runs."""
-    return f"UCI_{dataset.capitalize()}{TRAIN_VALID if METHODS[method].whole else ''}"
+    return f"UCI_{dataset.capitalize()}{train_valid.SUFFIX if METHODS[method].whole else ''}"
 
 
 def run(

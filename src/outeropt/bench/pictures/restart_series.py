@@ -8,7 +8,7 @@ from jaxtyping import Float
 from outeropt.bench.pictures import series
 from outeropt.bench.pictures.contestants import Contestant
 from outeropt.store.archive import Archive
-from outeropt.tasks.regression import TRAIN_VALID
+from outeropt.tasks.wrappers import train_valid
 
 
 # With fewer seeds than these, a set of one setting is a run repeated, and no study of its restarts.
@@ -29,7 +29,7 @@ def with_restarts(archives: Sequence[Archive]) -> list[Archive]:
 
 def base_task(task: str) -> str:
     """The task whose test rows these are: its name without `_TrainValid`."""
-    return task.removesuffix(TRAIN_VALID)
+    return task.removesuffix(train_valid.SUFFIX)
 
 
 def panels(everyone: Sequence[Contestant], curve: str) -> Panels:
