@@ -256,12 +256,15 @@ def test_sweep_again_runs_nothing(run):
 # configuration files ----------------------------------------------------------------------------------------
 
 
-def test_later_files_win_and_flags_override(run, folder):
+def test_pieces_add_up_and_flags_override(run, folder):
     (folder / "a.yaml").write_text(
         "task: Quadratic_10\noptimizer: sgd\nsteps: 8\neval_every: 4\nseed: 3\n"
         "hyperparameters: {learning_rate: 1e-1, momentum: 0.5}\n"
     )
-    (folder / "b.yaml").write_text("steps: 4\nhyperparameters:\n  momentum: 0.6\nstore: b.db\n")
+    (folder / "b.yaml").write_text(
+        "steps: 4\nhyperparameters:\n  momentum: 0.6\nstore: b.db\n"
+        "override: [steps, hyperparameters.momentum]\n"
+    )
     run("train", "-c", "a.yaml", "b.yaml", "--eval-every", "2", "--optimizer.learning-rate", "0.2")
     (archive,) = stored("b.db")
     assert archive.settings == ({"learning_rate": 0.2, "momentum": 0.6},)
@@ -270,13 +273,14 @@ def test_later_files_win_and_flags_override(run, folder):
 
 def test_files_may_come_one_by_one_and_anywhere(folder):
     (folder / "a.yaml").write_text("task: a\nsteps: 1\n")
-    (folder / "b.yaml").write_text("steps: 2\n")
+    (folder / "b.yaml").write_text("steps: 2\noverride: [steps]\n")
     for words in (["-c", "a.yaml", "-c", "b.yaml"], ["--seed", "7", "--config", "a.yaml", "b.yaml"]):
         config = parse("train", TrainConfig, words)
         assert (config.task, config.steps) == ("a", 2)
-    assert parse("train", TrainConfig, ["-c", "b.yaml", "a.yaml"]).steps == 1
+    (folder / "same.yaml").write_text("steps: 2\ntask: a\n")
+    assert parse("train", TrainConfig, ["-c", "b.yaml", "same.yaml"]).steps == 2
     (folder / "c.yaml").write_text("task: a\nhyperparameters: {x: 1, y: 2}\n")
-    (folder / "d.yaml").write_text("hyperparameters: {y: 3}\n")
+    (folder / "d.yaml").write_text("hyperparameters: {y: 3}\noverride: [hyperparameters.y]\n")
     config = parse("train", TrainConfig, ["-c", "c.yaml", "d.yaml", "--optimizer.z", "4"])
     assert config.hyperparameters == {"x": 1, "y": 3, "z": 4}
     (folder / "empty.yaml").write_text("")

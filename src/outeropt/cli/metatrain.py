@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from outeropt.cli.config import Plain, Setting
+from outeropt.cli.values import Plain, Setting
 
 
 Entries = Annotated[dict[str, Plain], tyro.conf.Suppress]

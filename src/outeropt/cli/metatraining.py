@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
-from outeropt.cli.config import Plain, coerce, plain
+from outeropt.cli.values import Plain, coerce, plain
 from outeropt.errors import ConfigError, unknown_name
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from outeropt.cli.config import Plain, type_name
+from outeropt.cli.values import Plain, type_name
 from outeropt.errors import ConfigError, UnknownName
 
 

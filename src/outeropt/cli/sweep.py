@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from outeropt.cli.config import Plain
+from outeropt.cli.values import Plain
 from outeropt.errors import ConfigError
 
 
