@@ -11,6 +11,8 @@ import rich.progress
 from rich.console import Console
 from rich.text import Text
 
+from outeropt.errors import OuteroptError
+
 
 SHOW_AFTER = 2.0
 LINE_EVERY = 10.0
@@ -155,6 +157,38 @@ def scalars(path: str | Path, since: int | None = None) -> Scalars:
         had logged from there on. None keeps everything.
     """
     return Scalars(Path(path), since)
+
+
+def read_scalars(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Reads back what `scalars` wrote: steps and values by name.
+
+    Args:
+      path: the folder; of several files in it the ones begun later come later.
+
+    Raises:
+      OuteroptError: there are no TensorBoard logs in it.
+    """
+    from tensorboardX.proto.event_pb2 import Event
+
+    files = sorted(Path(path).glob("events.out.tfevents.*"))
+    if not files:
+        raise OuteroptError(f"{path} holds no TensorBoard logs (files called events.out.tfevents.*).")
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for file in files:
+        data = file.read_bytes()
+        # A record: its length in 8 bytes and a checksum of them in 4, the event, its checksum in 4.
+        place = 0
+        while place + 12 <= len(data):
+            end = place + 12 + int.from_bytes(data[place : place + 8], "little")
+            if end + 4 > len(data):  # the writer was killed in the middle of a record
+                break
+            event = Event.FromString(data[place + 12 : end])
+            for value in event.summary.value:
+                steps, values = found.setdefault(value.tag, ([], []))
+                steps.append(event.step)
+                values.append(value.simple_value)
+            place = end + 4
+    return found
 
 
 def _now() -> float:

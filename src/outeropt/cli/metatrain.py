@@ -16,9 +16,9 @@ Entries = Annotated[dict[str, Plain], tyro.conf.Suppress]
 class Config:
     """Learn an optimizer: descend on its meta-parameters by estimated gradients of its meta-loss.
 
-    -c a.yaml b.yaml fills any option (the later file wins). --settings.NAME, --estimator.NAME and
-    --outer.NAME set what the architecture, the estimator and the outer optimizer take, and
-    --settings-learning.NAME what the architecture takes instead while it is learned. A run that was
+    -c a.yaml b.yaml fills any option, from pieces that must not contradict each other. --settings.NAME,
+    --estimator.NAME and --outer.NAME set what the architecture, the estimator and the outer optimizer take,
+    and --settings-learning.NAME what the architecture takes instead while it is learned. A run that was
     interrupted goes on when the same command is given again.
     """
 

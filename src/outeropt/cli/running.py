@@ -36,6 +36,21 @@ def prepare() -> None:
     use_all_cores()
 
 
+def task_of(config: "SweepConfig | TrainConfig") -> "Task":
+    """The task, on the rows that the configuration says.
+
+    Raises:
+      UnknownName: no such task.
+      ConfigError: it has no rows that could be put together.
+    """
+    from outeropt import tasks
+    from outeropt.tasks.wrappers.train_valid import SUFFIX, train_valid
+
+    task = tasks.get(config.task)
+    together = config.train_on == "train+valid" and not task.name.endswith(SUFFIX)
+    return train_valid(task) if together else task
+
+
 def optimizer_from(name: str, hyperparameters: Mapping[str, Plain]) -> "Optimizer":
     """The named optimizer with some hyperparameters set.
 
@@ -92,6 +107,8 @@ def plans_of(config: "SweepConfig") -> list[Plan]:
         3 if config.seeds is None else config.seeds,
         1000 if config.steps is None else config.steps,
         config.eval_every,
+        5 if config.eval_batches is None else config.eval_batches,
+        10 if config.last_eval_batches is None else config.last_eval_batches,
         episodes=1 if config.episodes is None else config.episodes,
     )
     return [plan]
@@ -101,13 +118,14 @@ def _of_sets(config: "SweepConfig", name: str) -> list[Plan]:
     from outeropt.bench import collections, sets
 
     protocol = {count: getattr(config, count) for count in ("seeds", "steps", "episodes", "eval_every")}
+    batches = {count: getattr(config, count) for count in ("eval_batches", "last_eval_batches")}
     if name in collections.names():
         if config.name is not None:
             raise ConfigError(f"--name names one set, and {name} is several; leave it out.")
-        items = collections.get(name).sets(**protocol)
+        items = [item.adapted(**batches) for item in collections.get(name).sets(**protocol)]
     else:
         # Under a name of its own: a shorter run must not take the place of a published one in the store.
-        items = [sets.get(name).adapted(**protocol)]
+        items = [sets.get(name).adapted(**protocol, **batches)]
     return [Plan(config.name or item.name, item.shown, item.optimizers(), **item.protocol) for item in items]
 
 
@@ -149,7 +167,7 @@ def _label(optimizer: str, hyperparameters: Mapping[str, Plain], more: Sequence[
     return "-".join([optimizer, *(f"{name}={value}" for name, value in hyperparameters.items()), *more])
 
 
-def _check(task: "Task", optimizer: "Optimizer", protocol: "Plan | TrainConfig") -> None:
+def check(task: "Task", optimizer: "Optimizer", protocol: "Plan | TrainConfig") -> None:
     """Finds what is wrong before anything is written."""
     from outeropt import tasks, training
 
@@ -170,7 +188,7 @@ def swept(task: "Task", plans: Sequence[Plan], config: "SweepConfig") -> "list[A
     from outeropt.progress import Progress
 
     for plan in plans:
-        _check(task, plan.optimizers[0], plan)
+        check(task, plan.optimizers[0], plan)
     count = sum(len(plan.optimizers) * plan.seeds for plan in plans)
     with Store(config.store) as store, Progress("trials") as progress:
         bar = progress.task(task.name, count, compiles=True)
@@ -208,7 +226,6 @@ def single(task: "Task", optimizer: "Optimizer", config: "TrainConfig") -> "tupl
 
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"--seed {config.seed} is not allowed; give a number from 0 to {2**32 - 1}.")
-    _check(task, optimizer, config)
     more = [f"episodes={config.episodes}"] if config.episodes > 1 else []
     more += [f"from={config.load_controller}"] if config.load_controller else []
     more += ["frozen"] if config.freeze else []

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from outeropt.cli.values import Plain
+from outeropt.cli.values import Plain, Rows
 from outeropt.errors import ConfigError
 
 
@@ -15,13 +15,15 @@ class Config:
     """Train a task with every setting and seed, as one compiled program.
 
     Give --set NAME, or --optimizer with --grid or --sample. Other hyperparameters are set by --optimizer.NAME
-    VALUE; -c a.yaml b.yaml fills any option (the later file wins).
+    VALUE; -c data.yaml algorithm.yaml fills any option, from pieces that must not contradict each other.
     """
 
     DOTTED: ClassVar[dict[str, str]] = {"optimizer": "hyperparameters"}
 
     task: str
     """A task's name, or path/to/file.py:attribute."""
+    train_on: Rows = "train"
+    """The rows to train on: train, or train+valid for a method that needs no validation rows."""
     set: str | None = None
     """A hyperparameter set or a collection of sets (outeropt list sets), .yaml file, or path.py:attribute."""
     optimizer: str | None = None
@@ -40,6 +42,10 @@ class Config:
     set's, else 1."""
     eval_every: int | None = None
     """Inner steps between evaluations; must divide steps. Default: the set's, else about a hundred."""
+    eval_batches: int | None = None
+    """Batches per split and evaluation. Default: the set's, else 5."""
+    last_eval_batches: int | None = None
+    """Batches per split of the evaluation after the last step. Default: the set's, else 10."""
     lanes: int | None = None
     """Trials that one device runs at a time. Default: chosen by the size of the training state."""
     store: Path = Path("runs.db")
@@ -65,14 +71,13 @@ class Config:
 
 def run(config: Config) -> None:
     """Runs the command."""
-    from outeropt.cli.running import plans_of, prepare, swept
+    from outeropt.cli.running import plans_of, prepare, swept, task_of
 
     config.check()
     prepare()
-    from outeropt import tasks
     from outeropt.cli.show import show_archive, show_episodes
 
-    task = tasks.get(config.task)
+    task = task_of(config)
     archives = swept(task, plans_of(config), config)
     if len(archives) == 1:
         show_archive(archives[0])

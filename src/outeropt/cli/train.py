@@ -6,21 +6,23 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from outeropt.cli.values import Plain
+from outeropt.cli.values import Plain, Rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Train one optimizer on one task, and show its learning curve.
 
-    Hyperparameters are set by --optimizer.NAME VALUE; -c a.yaml b.yaml fills any option (the later file
-    wins).
+    Hyperparameters are set by --optimizer.NAME VALUE; -c data.yaml algorithm.yaml fills any option, from
+    pieces that must not contradict each other.
     """
 
     DOTTED: ClassVar[dict[str, str]] = {"optimizer": "hyperparameters"}
 
     task: str
     """A task's name (outeropt list tasks), or path/to/file.py:attribute."""
+    train_on: Rows = "train"
+    """The rows to train on: train, or train+valid for a method that needs no validation rows."""
     optimizer: str = "adamw"
     """An optimizer's name (outeropt list optimizers), or wrapper:name."""
     hyperparameters: Annotated[dict[str, Plain], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
@@ -40,6 +42,12 @@ class Config:
     """Keep the trial in this store; one that is there already is not run again."""
     log: Path | None = None
     """Write the curves as TensorBoard scalars into this folder."""
+    log_dir: Annotated[Path | None, tyro.conf.arg(aliases=["-l"])] = None
+    """Write them, and the configuration, into a folder of this run's own: LOG_DIR/GROUP/TIME NAME."""
+    group: Annotated[str, tyro.conf.arg(aliases=["-g"])] = ""
+    """The folder in --log-dir that runs of one kind share."""
+    name: Annotated[str | None, tyro.conf.arg(aliases=["-n"])] = None
+    """What this run's folder in --log-dir is called, after its time."""
     out: Path | None = None
     """Folder for what a self-tuning optimizer learned (controller.safetensors), its picture and its run."""
     load_controller: Path | None = None
@@ -50,25 +58,25 @@ class Config:
 
 def run(config: Config) -> None:
     """Runs the command."""
-    from outeropt.cli.running import optimizer_from, prepare, single
+    from outeropt.cli.running import check, optimizer_from, prepare, single, task_of
 
     prepare()
-    from outeropt import tasks
+    from outeropt.cli import logs
     from outeropt.cli.controllers import make_room, prepared, write
     from outeropt.cli.show import show_run
 
-    task = tasks.get(config.task)
+    task = task_of(config)
     optimizer = prepared(optimizer_from(config.optimizer, config.hyperparameters), config)
+    check(task, optimizer, config)
     # Now, because a path that cannot be written must not cost a run.
     make_room(optimizer, config)
+    folder = logs.run_folder(config.log_dir, config.group, config.name)
+    if folder:
+        logs.write_config(config, folder)
     archive, after = single(task, optimizer, config)
     show_run(archive)
-    if config.log:
-        from outeropt.progress import scalars
-
-        with scalars(config.log) as writer:
-            for i, step in enumerate(archive.steps):
-                writer.log(int(step), {name: curve[0, 0, i] for name, curve in archive.curves.items()})
-        print(f"TensorBoard scalars: {config.log}")
+    for place in filter(None, (config.log, folder)):
+        logs.write_curves(archive, place)
+        print(f"TensorBoard scalars: {place}")
     if config.out and after:
         write(optimizer, after, archive, config, config.out)

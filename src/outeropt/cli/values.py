@@ -4,13 +4,15 @@ import contextlib
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from outeropt.errors import ConfigError
 
 
 # What a hyperparameter can be on the command line and in YAML.
 Plain = int | float | bool | str
+# What a task trains on.
+Rows = Literal["train", "train+valid"]
 # What a setting can be: lists are written as such in YAML, and with commas on the command line.
 Setting = Plain | tuple[int | float, ...]
 

@@ -126,8 +126,8 @@ def _wrapped(name: str, hyperparameters: dict[str, Any]) -> Optimizer:
     if first not in PREFIXES and first in sources():
         if hyperparameters:
             raise ConfigError(
-                f"{name} takes no hyperparameter {next(iter(hyperparameters))}: its numbers were found by "
-                "learning. Leave it out, or put a wrapper that has it in front (clip:, accumulate:, ...)."
+                f"{name} takes no hyperparameter {next(iter(hyperparameters))}: its numbers come with "
+                "its name. Leave it out, or put a wrapper that has it in front (clip:, accumulate:, ...)."
             )
         return sources()[first].load(rest)
     if first not in PREFIXES:

@@ -2,7 +2,7 @@
 
 from outeropt.optimizers.entry import Entry, Paper
 from outeropt.optimizers.own_table import Prefix
-from outeropt.optimizers.registry import get, register
+from outeropt.optimizers.registry import add_source, get, register
 from outeropt.selftuning.control.disturbances import AdamScaled, Clipped, Disturbance, Raw, Transformed
 from outeropt.selftuning.control.metaopt import MetaOpt
 from outeropt.selftuning.default import SELF_TUNING, default
@@ -17,6 +17,7 @@ from outeropt.selftuning.onepass.methods import Method, random_start, study_meth
 from outeropt.selftuning.onepass.random_start import RandomStart
 from outeropt.selftuning.onepass.stepped import Stepped
 from outeropt.selftuning.onepass.unrolled import Unrolled
+from outeropt.selftuning.study_names import SOURCE, WORD
 
 
 _CONTROL = Paper("Online Control for Meta-optimization", "Chen and Hazan", 2023, "2301.07902")
@@ -42,6 +43,8 @@ register(
         "stepped": Prefix(Stepped, "the learning rate multiplied every ten steps"),
     },
 )
+
+add_source(WORD, SOURCE)
 
 __all__ = [
     "AdamScaled",

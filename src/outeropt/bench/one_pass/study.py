@@ -5,7 +5,6 @@ random hyperparameters and initial networks, and trains for 4000 steps on full b
 """
 
 import dataclasses
-import importlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ from outeropt.bench import restarts
 from outeropt.bench.restarts import Restarts, Summary
 from outeropt.errors import OuteroptError, unknown_name
 from outeropt.optimizer import Optimizer
+from outeropt.selftuning import study_names
 from outeropt.store import Archive, Store
 from outeropt.tasks.wrappers import train_valid
 
@@ -153,8 +153,7 @@ def run(
 
 def study_methods() -> Mapping[str, Optimizer]:
     """The optimizers of the study, by name; each draws its hyperparameters when it is initialised."""
-    # Loaded when a study is run, and not when its stored results are read.
-    return importlib.import_module("outeropt.selftuning").study_methods()
+    return study_names.methods()
 
 
 def all_restarts(
