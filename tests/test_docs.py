@@ -174,7 +174,7 @@ def test_the_command_line_reference_is_complete(verb, capsys):
     sections = re.split(r"^## ", page, flags=re.MULTILINE)
     (section,) = (part for part in sections if re.match(rf"`outeropt {verb}\b", part))
     assert main([verb, "--help"]) == 0
-    heads = r"^\s+(?:-h, )?(--[a-z][a-z-]*)(?: \S+, (--[a-z][a-z-]*))?"
+    heads = r"^\s+(?:-[a-z](?: \S+)?, )?(--[a-z][a-z-]*)(?: \S+, (--[a-z][a-z-]*))?"
     shown = {
         word for pair in re.findall(heads, capsys.readouterr().out, re.MULTILINE) for word in pair if word
     }

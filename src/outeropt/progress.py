@@ -168,7 +168,7 @@ def read_scalars(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:
     Raises:
       OuteroptError: there are no TensorBoard logs in it.
     """
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore (made by protobuf as it is loaded)
 
     files = sorted(Path(path).glob("events.out.tfevents.*"))
     if not files:

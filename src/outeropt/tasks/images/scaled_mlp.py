@@ -81,7 +81,9 @@ def _build(name: str, dataset: str, norm: Norm) -> ScaledImageMLP:
     with jax.ensure_compile_time_eval():
         splits = data.images(dataset, train_rows=50_000)
         mean, deviation = (jnp.asarray(moment, jnp.float32) for moment in _moments(splits))
-    return ScaledImageMLP(name, ArrayData(splits, 50), mean, deviation, 50, norm)
+    return ScaledImageMLP(
+        name=name, data=ArrayData(splits, 50), mean=mean, deviation=deviation, hidden=50, norm=norm
+    )
 
 
 TASKS: dict[str, Callable[[], Task]] = {
