@@ -34,7 +34,7 @@ def test_the_paper_s_statistics(case):
         for name in ("Random", "Random_SteppedLR", "Ours_LR_Momentum")
     }
     validated = runs(stored[f"{case}/test/Random_Validation"], stored[f"{case}/valid/Random_Validation"])
-    unscaled["Random_3Batched"] = restarts.batched(validated, rng, 3, threshold)
+    unscaled["Random_3Batched"] = validated.take(restarts.batched(validated, rng, 3, threshold)[0])
     for name in wanted["algorithms_in_order"]:
         one = unscaled[name]
         got = restarts.summary(dataclasses.replace(one, test=one.test * scale), rng, threshold=threshold)
@@ -83,12 +83,12 @@ def test_losses_where_validation_is_lowest():
 def test_groups_keep_the_best_by_validation():
     test = np.arange(7.0)[:, None]
     valid = -test
-    got = restarts.batched(runs(test, valid), np.random.RandomState(3))
-    groups = np.random.RandomState(3).permutation(7)[:6].reshape(2, 3)
-    assert got.final.tolist() == groups.max(axis=1).tolist()
-    assert got.seconds.tolist() == [6.0, 6.0]
+    chosen, groups = restarts.batched(runs(test, valid), np.random.RandomState(3))
+    assert groups.tolist() == np.random.RandomState(3).permutation(7)[:6].reshape(2, 3).tolist()
+    assert chosen.tolist() == groups.max(axis=1).tolist()
     lost = runs([[1.0], [np.nan], [2.0], [3.0]], [[1.0], [-9.0], [2.0], [3.0]])
-    assert restarts.batched(lost, np.random.RandomState(0)).final.tolist() == [1.0]
+    chosen, groups = restarts.batched(lost, np.random.RandomState(0))
+    assert chosen.tolist() == [0] and sorted(groups[0]) == [0, 2, 3]
 
 
 def test_the_median_s_band_is_that_of_resamples():

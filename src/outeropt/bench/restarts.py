@@ -163,18 +163,20 @@ def bootstrap(
 
 def batched(
     runs: Restarts, rng: np.random.RandomState, size: int = 3, threshold: float | None = None
-) -> Restarts:
+) -> tuple[Int[np.ndarray, " groups"], Int[np.ndarray, "groups size"]]:
     """Best of every few runs: what a user has who affords `size` runs and keeps the best.
 
     Runs that did not diverge are shuffled (one `rng.permutation`) and grouped in that order; what is left
     over is dropped. Of each group the run with the lowest final validation loss stays, with all its curves.
-    Its seconds are those of the whole group. The paper's code filters the runs but not their validation
-    losses, so that a diverged run shifts its pairing; here both are filtered.
+    The paper's code filters the runs but not their validation losses, so that a diverged run shifts its
+    pairing; here both are filtered.
+
+    Returns:
+      The run that stays of each group, and the runs of each group, as indices.
     """
-    kept = runs.take(~runs.diverged(threshold))
-    groups = rng.permutation(len(kept.final))[: len(kept.final) // size * size].reshape(-1, size)
-    chosen = groups[np.arange(len(groups)), kept.valid[groups, -1].argmin(axis=1)]
-    return dataclasses.replace(kept.take(chosen), seconds=kept.seconds[groups].sum(axis=1))
+    kept = np.flatnonzero(~runs.diverged(threshold))
+    groups = kept[rng.permutation(len(kept))[: len(kept) // size * size]].reshape(-1, size)
+    return groups[np.arange(len(groups)), runs.valid[groups, -1].argmin(axis=1)], groups
 
 
 def summary(

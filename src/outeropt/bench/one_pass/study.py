@@ -167,13 +167,47 @@ def all_restarts(
       threshold: a final test loss, in the same units, from which on a run counts as diverged.
       seed: of the shuffling before runs are grouped by three.
     """
-    scale = data.target_deviation(f"uci_{dataset}") ** 2 * SCALES.get(dataset, 1.0)
-    found = {name: restarts.restarts(archive, scale) for name, archive in archives.items()}
-    if _FROM in found:
-        batched = restarts.batched(found[_FROM], np.random.RandomState(seed), 3, threshold)
-        if len(batched.final):  # fewer than three runs make no group
-            found[_BATCHED] = dataclasses.replace(batched, method=METHODS[_BATCHED].label)
+    scale = SCALES.get(dataset, 1.0)
+    found = with_derived(archives, dataset, threshold=threshold, seed=seed)
+    return {name: restarts.restarts(archive, scale) for name, archive in found.items()}
+
+
+def with_derived(
+    archives: Mapping[str, Archive], dataset: str, *, threshold: float | None = None, seed: int = 0
+) -> dict[str, Archive]:
+    """Archives with losses in the target's own units, and that of the derived method, in the study's order.
+
+    Seeds of the derived one are those of the runs that stay, its seconds those of whole groups. With fewer
+    than three runs that did not diverge there is none.
+
+    Args:
+      archives: by method, on one dataset.
+      dataset: one of `DATASETS`.
+      threshold: as in `all_restarts`.
+      seed: of the shuffling before runs are grouped by three.
+    """
+    variance = data.target_deviation(f"uci_{dataset}") ** 2
+    found = {name: _scaled(archive, variance) for name, archive in archives.items()}
+    if (source := found.get(_FROM)) is not None:
+        rng, scale = np.random.RandomState(seed), SCALES.get(dataset, 1.0)
+        chosen, groups = restarts.batched(restarts.restarts(source, scale), rng, 3, threshold)
+        if len(chosen):
+            found[_BATCHED] = dataclasses.replace(
+                source,
+                set=source.set.replace(_FROM, _BATCHED),
+                optimizer=METHODS[_BATCHED].label,
+                seeds=tuple(source.seeds[i] for i in chosen),
+                curves={name: curve[:, chosen] for name, curve in source.curves.items()},
+                diverged_at=source.diverged_at[:, chosen],
+                seconds=source.seconds[:, groups].sum(axis=-1),
+                ids=None,
+            )
     return {name: found[name] for name in METHODS if name in found}
+
+
+def _scaled(archive: Archive, factor: float) -> Archive:
+    losses = {name: curve * factor for name, curve in archive.curves.items() if name.endswith("/loss")}
+    return dataclasses.replace(archive, curves={**archive.curves, **losses})
 
 
 def summaries(

@@ -34,14 +34,16 @@ def write(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     made: list[Table] = []
+    shown: list[Archive] = []
     for dataset, archives in found.items():
         runs = study.all_restarts(archives, dataset, threshold=threshold)
         ours = study.summaries(runs, threshold=threshold)
         made += tables(dataset, {name: one for name, one in ours.items() if name in methods})
+        drawn = study.with_derived(archives, dataset, threshold=threshold)
+        shown += [archive for name, archive in drawn.items() if name in methods]
     page = out / "tables.md"
     page.write_text(markdown(made, _about(found, threshold)), "utf-8")
-    shown = [a for archives in found.values() for a in archives.values()]
-    save_restarts(shown, out / "figures")
+    save_restarts(shown, out / "figures", "(target's units)")
     return made, page
 
 

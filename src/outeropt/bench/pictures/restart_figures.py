@@ -24,7 +24,7 @@ from outeropt.errors import OuteroptError
 from outeropt.store.archive import Archive
 
 
-def final_distribution(archives: Sequence[Archive], curve: str = "test/loss") -> Figure:
+def final_distribution(archives: Sequence[Archive], curve: str = "test/loss", unit: str = "") -> Figure:
     """Share of the restarts that end at or below a loss, one line for each method, one panel for each task.
 
     Where a line ends below the top, the rest diverged or ended above the right edge.
@@ -32,6 +32,7 @@ def final_distribution(archives: Sequence[Archive], curve: str = "test/loss") ->
     Args:
       archives: of one setting and many seeds each; others are left out.
       curve: whose last values to draw.
+      unit: what is written behind its name.
 
     Raises:
       OuteroptError: there is no such archive.
@@ -49,13 +50,13 @@ def final_distribution(archives: Sequence[Archive], curve: str = "test/loss") ->
         _log_if_wide(ax, low, top, "x")
         ax.set_ylim(-0.02, 1.02)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-        style.label(ax, task, f"final {curve}", "restarts at or below")
+        style.label(ax, task, f"final {curve} {unit}".rstrip(), "restarts at or below")
         _name(figure, ax, ends, len(panels))
     _legend(figure, panels)
     return figure
 
 
-def median_curves(archives: Sequence[Archive], curve: str = "test/loss") -> Figure:
+def median_curves(archives: Sequence[Archive], curve: str = "test/loss", unit: str = "") -> Figure:
     """Median over restarts against inner steps, with the 95 % bootstrap interval of it as a band.
 
     A run that diverged counts as infinite from there on.
@@ -63,6 +64,7 @@ def median_curves(archives: Sequence[Archive], curve: str = "test/loss") -> Figu
     Args:
       archives: of one setting and many seeds each; others are left out.
       curve: what to draw.
+      unit: what is written behind its name.
 
     Raises:
       OuteroptError: there is no such archive.
@@ -80,13 +82,19 @@ def median_curves(archives: Sequence[Archive], curve: str = "test/loss") -> Figu
         low, top = restart_series.limits([archive for _, archive in here], curve, np.concatenate(drawn))
         _log_if_wide(ax, low, top, "y")
         ax.xaxis.set_major_formatter(FuncFormatter(style.short))
-        style.label(ax, task, "inner step", f"median {curve}")
+        style.label(ax, task, "inner step", f"median {curve} {unit}".rstrip())
         _name(figure, ax, ends, len(panels))
     _legend(figure, panels)
     return figure
 
 
-def incumbents(archives: Sequence[Archive], curve: str = "test/loss", select: str = "valid/loss") -> Figure:
+def incumbents(
+    archives: Sequence[Archive],
+    curve: str = "test/loss",
+    unit: str = "",
+    *,
+    select: str = "valid/loss",
+) -> Figure:
     """Expected loss of the best restart so far, against the seconds that all of them took, one after another.
 
     The restarts come in random order, and the best is chosen by `select`; the line is the mean over all
@@ -95,6 +103,7 @@ def incumbents(archives: Sequence[Archive], curve: str = "test/loss", select: st
     Args:
       archives: of one setting and many seeds each; others are left out.
       curve: whose last value to draw.
+      unit: what is written behind its name.
       select: whose last value chooses. Methods that train on the validation rows are chosen by what they
         trained on.
 
@@ -105,10 +114,8 @@ def incumbents(archives: Sequence[Archive], curve: str = "test/loss", select: st
     for ax, (task, here) in zip(axes, panels.items(), strict=True):
         ends, drawn, longest = {}, [], 0.0
         for entry, archive in here:
-            final, start = (
-                restart_series.final(archive, curve),
-                float(np.nanmean(archive.curves[curve][0, :, 0])),
-            )
+            final = restart_series.final(archive, curve)
+            start = float(np.nanmean(archive.curves[curve][0, :, 0]))
             chosen = archive.final(select)[0] if select in archive.curves else final
             expected = restarts.incumbent(np.where(np.isfinite(final), final, start), chosen)
             seconds = float(np.nanmean(archive.seconds[0])) * np.arange(1, len(expected) + 1)
@@ -123,18 +130,19 @@ def incumbents(archives: Sequence[Archive], curve: str = "test/loss", select: st
         ax.set_xscale("log")
         ax.set_xlim(right=longest)
         _log_ticks(ax.xaxis, *ax.get_xlim())
-        style.label(ax, task, "seconds of all restarts so far", f"expected best {curve}")
+        style.label(ax, task, "seconds of all restarts so far", f"expected best {curve} {unit}".rstrip())
         _name(figure, ax, ends, len(panels))
     _legend(figure, panels)
     return figure
 
 
-def save_restarts(archives: Sequence[Archive], folder: str | Path) -> list[Path]:
+def save_restarts(archives: Sequence[Archive], folder: str | Path, unit: str = "") -> list[Path]:
     """Writes the figures of restarts that these archives allow, as PNG and SVG.
 
     Args:
       archives: any; those of one setting and many seeds are drawn.
       folder: created if missing; files of the same names are replaced.
+      unit: of the losses, as it is written behind them.
 
     Returns:
       The files written; none where nothing has restarts.
@@ -142,9 +150,9 @@ def save_restarts(archives: Sequence[Archive], folder: str | Path) -> list[Path]
     folder = Path(folder)
     shown = with_restarts(archives)
     jobs: dict[str, Callable[[], Figure]] = {
-        "restarts_final": lambda: final_distribution(shown),
-        "restarts_median": lambda: median_curves(shown),
-        "restarts_incumbent": lambda: incumbents(shown),
+        "restarts_final": lambda: final_distribution(shown, unit=unit),
+        "restarts_median": lambda: median_curves(shown, unit=unit),
+        "restarts_incumbent": lambda: incumbents(shown, unit=unit),
     }
     for task in sorted({base_task(archive.task) for archive in shown}):
         here = [archive for archive in shown if base_task(archive.task) == task]
