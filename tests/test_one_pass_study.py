@@ -57,6 +57,27 @@ def test_what_is_stored_is_not_run_again(stored):
     assert done == [9, 9, 9]
 
 
+def test_a_stopped_study_goes_on(stored, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    told = []
+
+    def stop(amount):
+        told.append(amount)
+        if sum(told) > 9:  # in the middle of the second method
+            raise Stopped
+
+    with Store(tmp_path / "runs.db") as store:
+        with pytest.raises(Stopped):
+            study.run(store, "yacht", SMALL, optimizers=stand_ins(), report=stop, **SHORT)
+        assert store._select("SELECT count(*) FROM trials") == [(9,)]
+        again = study.run(store, "yacht", SMALL, optimizers=stand_ins(), **SHORT)
+    for name, archive in again.items():
+        for curve, values in archive.curves.items():
+            np.testing.assert_array_equal(values, stored[1][name].curves[curve])
+
+
 def test_losses_are_in_the_target_s_units(stored):
     _, archives = stored
     runs = study.all_restarts(archives, "yacht")

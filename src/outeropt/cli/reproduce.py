@@ -75,4 +75,6 @@ def run(config: Config) -> None:
     for table in tables:
         show_table(table.columns, table.rows, table.title)
     print(writing.KEY)
-    print(f"Tables: {page}   figures: {page.parent / 'figures'}   trials: {config.store}")
+    figures = page.parent / "figures"
+    drawn = f"   figures: {figures}" if figures.exists() else ""
+    print(f"Tables: {page}{drawn}   trials: {config.store}")
