@@ -119,6 +119,11 @@ def test_a_run_from_pieces_has_a_folder_of_logs(folder, capsys):
     assert len(list((folder / "logs" / "energy").iterdir())) == 2
 
 
+def test_methods_of_the_study_can_be_described(folder, capsys):
+    assert main(["describe", "study:Ours_LR"]) == 0
+    assert "2110.10461" in capsys.readouterr().out
+
+
 def test_restarts_are_seeds(folder, capsys):
     algorithm = CONFIGS / "algorithm" / "random.yaml"
     words = ["-c", str(CONFIGS / "data" / "uci_yacht.yaml"), str(algorithm), "--seeds", "3"]

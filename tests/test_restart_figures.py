@@ -67,7 +67,7 @@ def titles(figure):
         HELD,
         [*HELD, study("UCI_Yacht", "ours")],
         [study(lost=12), study(optimizer="ours $x$")],
-        [study(f"UCI_Energy{more}", f"method {i}") for i, more in enumerate(["", "_TrainValid"] * 6)],
+        [study(f"UCI_Energy{more}", f"method {i}") for i, more in enumerate(["", "_TrainValid"] * 5)],
     ],
     ids=["few", "tasks", "all lost", "many"],
 )

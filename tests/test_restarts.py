@@ -138,3 +138,11 @@ def test_an_archive_s_seeds_are_restarts():
 )
 def test_rounding(value, error, text):
     assert restarts.rounded(Estimate(value, error)) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [(0.4567, 0.0961, "0.457 ± 0.096"), (9.51, 1.1, "9.5 ± 1.1"), (10613.4, 1045.6, "10600 ± 1000")],
+)
+def test_rounding_to_two_digits(value, error, text):
+    assert restarts.rounded(Estimate(value, error), 2) == text

@@ -3,6 +3,7 @@
 from outeropt.bench.leaderboard import Leaderboard, Row
 from outeropt.bench.normalizer import Normalizer
 from outeropt.bench.profiles import Profile
+from outeropt.bench.restarts import Restarts, Summary
 from outeropt.bench.sets import HyperparameterSet
 from outeropt.bench.statistics import Interval
 from outeropt.bench.tunability import Tunability
@@ -17,7 +18,9 @@ __all__ = [
     "Leaderboard",
     "Normalizer",
     "Profile",
+    "Restarts",
     "Row",
     "Standing",
+    "Summary",
     "Tunability",
 ]

@@ -268,15 +268,20 @@ def incumbent(test: Float[np.ndarray, " n"], valid: Float[np.ndarray, " n"]) -> 
     return np.array(out)
 
 
-def rounded(estimate: Estimate) -> str:
-    """`8.9 ± 0.7` as the paper prints it: the error to one digit and the value to the same place."""
+def rounded(estimate: Estimate, digits: int = 1) -> str:
+    """`8.9 ± 0.7`, as the paper prints it: the error to some digits and the value to the same place.
+
+    Args:
+      estimate: what to print.
+      digits: significant digits of the error; the paper has one.
+    """
     value, error = estimate.value, estimate.error
     if not np.isfinite(value):
         return "-"
     if not np.isfinite(error) or error <= 0:
         return f"{value:.3g}"
-    place = int(np.floor(np.log10(error)))
-    if round(error, -place) >= 10.0 ** (place + 1):  # 0.096 is 0.1: one place further left
+    place = int(np.floor(np.log10(error))) - digits + 1
+    if round(error, -place) >= 10.0 ** (place + digits):  # 0.096 is 0.1: one place further left
         place += 1
-    digits = max(-place, 0)
-    return f"{round(value, -place):.{digits}f} ± {round(error, -place):.{digits}f}"
+    shown = max(-place, 0)
+    return f"{round(value, -place):.{shown}f} ± {round(error, -place):.{shown}f}"

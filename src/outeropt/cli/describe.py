@@ -25,12 +25,13 @@ def run(config: Config) -> None:
     from outeropt import data, learned, metatraining, optimizers, tasks
     from outeropt.bench import collections, sets
     from outeropt.bench.learned_names import WORD
+    from outeropt.optimizers.registry import sources
 
     name = config.name
     prefix = name.partition(":")[0]
     if name.startswith(WORD):
         print(_learned(name))
-    elif name in optimizers.names() or prefix in optimizers.prefixes():
+    elif name in optimizers.names() or prefix in {*optimizers.prefixes(), *sources()}:
         print(optimizers.describe(name))
     elif tasks.known(name) or ".py:" in name:
         print(_facts(tasks.describe(name)))

@@ -54,13 +54,13 @@ def run(config: Config) -> None:
     methods = study.chosen(config.methods, tuple(study.METHODS), "method of the study")
     training.cadence(config.steps, config.eval_every, 1, 1, 1)
     optimizers = study.study_methods()
+    # Now, because a path that cannot be written must not cost a run.
+    config.out.mkdir(parents=True, exist_ok=True)
+    trials = len(study.run_names(methods)) * config.restarts
     found = {}
     with Store(config.store) as store, Progress("trials") as progress:
-        bars = {
-            dataset: progress.task(dataset, len(study.run_names(methods)) * config.restarts, compiles=True)
-            for dataset in datasets
-        }
         for dataset in datasets:
+            bar = progress.task(dataset, trials, compiles=True)
             found[dataset] = study.run(
                 store,
                 dataset,
@@ -69,12 +69,12 @@ def run(config: Config) -> None:
                 steps=config.steps,
                 eval_every=config.eval_every,
                 optimizers=optimizers,
-                report=bars[dataset].advance,
+                report=bar.advance,
             )
     tables, page = writing.write(found, config.out, methods=methods, threshold=config.threshold)
     for table in tables:
         show_table(table.columns, table.rows, table.title)
-    print(writing.KEY)
+    print(f"{writing.about(found, config.threshold)}\n{writing.KEY}")
     figures = page.parent / "figures"
     drawn = f"   figures: {figures}" if figures.exists() else ""
     print(f"Tables: {page}{drawn}   trials: {config.store}")

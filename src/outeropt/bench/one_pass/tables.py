@@ -1,7 +1,8 @@
 """The study's tables: the paper's numbers, its released code's, and ours, side by side."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -74,18 +75,18 @@ def _line(cells) -> str:
 
 
 def _averages(dataset: str, unit: str, ours: Mapping[str, Summary], paper, released) -> Table:
-    columns: list[tuple[str, list[Estimate]]] = []
+    columns: list[tuple[str, Callable[[Estimate], str], list[Estimate]]] = []
     for kind in ("mean", "median"):
         for source, numbers in (("paper", paper), ("released code", released), ("ours", ours)):
             values = [getattr(numbers[name], kind) if name in numbers else NOTHING for name in ours]
             if any(np.isfinite(value.value) for value in values) or source == "ours":
-                columns.append((f"{kind}, {source} ", values))
-    bold = frozenset((i, j) for j, (_, values) in enumerate(columns, 1) for i in leaders(values))
+                columns.append((f"{kind}, {source} ", _SHOWN[source], values))
+    bold = frozenset((i, j) for j, (_, _, values) in enumerate(columns, 1) for i in leaders(values))
     return Table(
         f"{dataset}: final test {unit}",
-        ("method", *(head for head, _ in columns)),
+        ("method", *(head for head, _, _ in columns)),
         tuple(
-            (METHODS[name].label, *(rounded(values[i]) for _, values in columns))
+            (METHODS[name].label, *(shown(values[i]) for _, shown, values in columns))
             for i, name in enumerate(ours)
         ),
         bold,
@@ -108,7 +109,7 @@ def _spread(dataset: str, unit: str, ours: Mapping[str, Summary], paper, release
         if np.isfinite(best).any():
             columns[f"best, {source} "] = [_digits(value) for value in best]
     columns["best "] = [_digits(one.best) for one in ours.values()]
-    columns["at best valid. "] = [rounded(one.at_best_validation) for one in ours.values()]
+    columns["at best valid. "] = [rounded(one.at_best_validation, 2) for one in ours.values()]
     columns["s a run "] = [_digits(one.seconds) for one in ours.values()]
     labels = [METHODS[name].label for name in ours]
     return Table(
@@ -116,6 +117,18 @@ def _spread(dataset: str, unit: str, ours: Mapping[str, Summary], paper, release
         ("method", *columns),
         tuple(zip(labels, *columns.values())),
     )
+
+
+def _as_published(estimate: Estimate) -> str:
+    return f"{estimate.value:g} ± {estimate.error:g}" if np.isfinite(estimate.value) else "-"
+
+
+# What others measured is not shown more exactly than they said it.
+_SHOWN: dict[str, Callable[[Estimate], str]] = {
+    "paper": rounded,
+    "released code": _as_published,
+    "ours": functools.partial(rounded, digits=2),
+}
 
 
 def leaders(values: Sequence[Estimate]) -> list[int]:

@@ -10,7 +10,7 @@ from outeropt.bench.pictures.restart_figures import save_restarts
 from outeropt.store import Archive
 
 
-__all__ = ["KEY", "write"]
+__all__ = ["KEY", "about", "write"]
 
 
 def write(
@@ -42,12 +42,13 @@ def write(
         drawn = study.with_derived(archives, dataset, threshold=threshold)
         shown += [archive for name, archive in drawn.items() if name in methods]
     page = out / "tables.md"
-    page.write_text(markdown(made, _about(found, threshold)), "utf-8")
+    page.write_text(markdown(made, about(found, threshold)), "utf-8")
     save_restarts(shown, out / "figures", "(target's units)")
     return made, page
 
 
-def _about(found: Mapping[str, Mapping[str, Archive]], threshold: float | None) -> str:
+def about(found: Mapping[str, Mapping[str, Archive]], threshold: float | None = None) -> str:
+    """A sentence on what was run."""
     one = next(archive for archives in found.values() for archive in archives.values())
     limit = "" if threshold is None else f" A final test loss of {threshold:g} or more counts as diverged."
     return (
