@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 
-_ROOMS = ("bench", "data", "learned", "metatraining", "optimizers", "selftuning", "tasks")
+_ROOMS = ("bench", "data", "learned", "metatraining", "optimizers", "search", "selftuning", "tasks")
 # Rooms above `optimizers` that add names of their own to it: `learned:small_fc`, `metaopt`.
 _SOURCES = ("learned", "selftuning")
 _NAMES = {
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from outeropt import learned as learned
     from outeropt import metatraining as metatraining
     from outeropt import optimizers as optimizers
+    from outeropt import search as search
     from outeropt import selftuning as selftuning
     from outeropt import tasks as tasks
     from outeropt._sweep import (

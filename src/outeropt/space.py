@@ -25,6 +25,15 @@ _TO = {
 _FROM = {"linear": lambda z: z, "log": jnp.exp, "logit": jax.nn.sigmoid}
 
 
+def _to_real(scale: Scale, x: float) -> float:
+    """The coordinate of a Python number in double precision, which float32 lacks near 1."""
+    return {"linear": float, "log": math.log, "logit": lambda p: math.log(p / (1 - p))}[scale](x)
+
+
+def _from_real(scale: Scale, z: float) -> float:
+    return {"linear": float, "log": math.exp, "logit": lambda q: 1 / (1 + math.exp(-q))}[scale](z)
+
+
 @dataclasses.dataclass(frozen=True)
 class Space:
     """The range of one hyperparameter, its scale, and its unconstrained coordinates.
@@ -147,15 +156,37 @@ class Space:
             return self.choices
         if count == 1 or self.low == self.high:
             return (self.low,)
-        ends = {
-            "linear": lambda x: x,
-            "log": math.log,
-            "logit": lambda x: math.log(x / (1 - x)),
-        }[self.scale]
-        back = {"linear": lambda z: z, "log": math.exp, "logit": lambda z: 1 / (1 + math.exp(-z))}[self.scale]
-        points = np.linspace(ends(self.low), ends(self.high), count)
-        inner = [back(float(z)) for z in points[1:-1]]
+        points = np.linspace(_to_real(self.scale, self.low), _to_real(self.scale, self.high), count)
+        inner = [_from_real(self.scale, float(z)) for z in points[1:-1]]
         return (self.low, *inner, self.high)
+
+    def at(self, fraction: float) -> float:
+        """The value that lies this far, from 0 to 1, through `[low, high]` on the scale.
+
+        A choice space is cut into equal parts, one for each choice. Every search asks by these coordinates.
+        The answer is a float32, as a leaf keeps it.
+        """
+        fraction = min(max(float(fraction), 0.0), 1.0)
+        if self.scale == "choice":
+            return self.choices[min(int(fraction * len(self.choices)), len(self.choices) - 1)]
+        low, high = (_to_real(self.scale, end) for end in (self.low, self.high))
+        value = np.float32(_from_real(self.scale, low + fraction * (high - low)))
+        # The shortest decimal that reads back as this float32, as settings are described.
+        return min(max(float(str(value)), self.low), self.high)
+
+    def fraction(self, value: float) -> float:
+        """How far through `[low, high]` a value lies on the scale: the inverse of `at`, from 0 to 1.
+
+        A value beyond the range counts as its nearest end, and a choice as the middle of its part.
+        """
+        if self.scale == "choice":
+            nearest = min(range(len(self.choices)), key=lambda i: abs(self.choices[i] - value))
+            return (nearest + 0.5) / len(self.choices)
+        if self.low == self.high:
+            return 0.5
+        low, high = (_to_real(self.scale, end) for end in (self.low, self.high))
+        inside = _to_real(self.scale, min(max(float(value), self.low), self.high))
+        return (inside - low) / (high - low)
 
     def sample(self, key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
         """`count` independent draws, uniform on the space's scale."""

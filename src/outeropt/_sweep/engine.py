@@ -83,8 +83,7 @@ def sweep(
         for i, position in enumerate(positions):
             optimizer = tree.fingerprint(settings[i])
             for seed in seed_list:
-                content = DEFINITION, task_print, optimizer, seed, protocol.identity
-                ids[position, seed] = tree.fingerprint(content)
+                ids[position, seed] = identity(task_print, optimizer, seed, protocol)
     in_order = [described[i] for i in sorted(described)]
     whole = _Whole(task, optimizer_name, set, protocol, seed_list, in_order, ids)
     # A setting that is given twice is run once, in its first place.
@@ -134,6 +133,18 @@ def sweep(
     if report and again:
         report(len(again))
     return whole.archive(found | again)
+
+
+def identity(task: str, optimizer: str, seed: int, protocol: Protocol) -> str:
+    """A trial's id: a hash of all that decides its numbers.
+
+    Args:
+      task: fingerprint of the task.
+      optimizer: fingerprint of the optimizer at its setting.
+      seed: the seed.
+      protocol: how it is run and evaluated.
+    """
+    return tree.fingerprint((DEFINITION, task, optimizer, seed, protocol.identity))
 
 
 def _seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:

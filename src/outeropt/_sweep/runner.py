@@ -1,10 +1,9 @@
 """Running chunks of lanes: a few seconds of work per call, checkpointed while it lasts."""
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from outeropt import checkpoint
-from outeropt._sweep.lanes import WINDOWS, Block, advance, blank
+from outeropt._sweep.lanes import WINDOWS, Block, Carry, advance, blank
 from outeropt._sweep.plan import Chunk
 from outeropt._sweep.settings import Settings
 from outeropt.compiling import make_room
@@ -61,6 +60,22 @@ class Protocol(NamedTuple):
         return np.append(np.arange(0, self.steps, self.eval_every), self.steps).astype(np.int32)
 
 
+class Reached(NamedTuple):
+    """How far a chunk has come.
+
+    Attributes:
+      done: windows.
+      seconds: wall-clock seconds of the whole chunk.
+      carry: the lanes' states (seeds, settings, ...) and mean losses since the last evaluation.
+      records: rows (seeds, settings, windows + 1, columns) of the curves; 0 after `done`.
+    """
+
+    done: int
+    seconds: float
+    carry: Carry
+    records: np.ndarray
+
+
 class Runner:
     """Runs chunks of one block shape, a few seconds of work per call."""
 
@@ -76,7 +91,7 @@ class Runner:
     def run(
         self, chunk: Chunk, partial: Path | None
     ) -> tuple[dict[str, np.ndarray], np.ndarray, float, TrainState]:
-        """Runs a chunk, from its checkpoint where there is one.
+        """Runs a chunk to the end, from its checkpoint where there is one.
 
         Args:
           chunk: the lanes.
@@ -86,32 +101,56 @@ class Runner:
           Curves (seeds, settings, T) by name, steps of divergence (seeds, settings), run seconds per trial,
           and the last states (seeds, settings, ...).
         """
-        protocol = self.protocol
-        total = protocol.steps // protocol.eval_every
+        reached = self.advance(chunk, self.windows, partial)
+        lanes = len(chunk.seeds) * len(chunk.settings)
+        return *self.curves(reached), reached.seconds / lanes, reached.carry[0]
+
+    @property
+    def windows(self) -> int:
+        """Windows of a whole run."""
+        return self.protocol.steps // self.protocol.eval_every
+
+    def advance(
+        self, chunk: Chunk, until: int, partial: Path | None, since: "Reached | None" = None
+    ) -> "Reached":
+        """Brings a chunk to a window, from its checkpoint where there is one.
+
+        Args:
+          chunk: the lanes.
+          until: the window; at most `windows`.
+          partial: the checkpoint of the unfinished piece of work; None keeps none.
+          since: how far the chunk has come; None begins it.
+        """
         stacked = self.settings.select(chunk.settings).stacked
         keys = jnp.stack([jax.random.key(seed) for seed in chunk.seeds])
-        carry = blank(self.task, stacked, self.block)
-        lanes = len(chunk.seeds), len(chunk.settings)
-        records = np.zeros((*lanes, total + 1, len(self.block.columns)), np.float32)
+        if since is None:
+            shape = len(chunk.seeds), len(chunk.settings), self.windows + 1, len(self.block.columns)
+            carry = blank(self.task, stacked, self.block)
+            since = Reached(0, 0.0, carry, np.zeros(shape, np.float32))
 
-        done, spent, carry, records = self._resume(chunk, partial, carry, records)
+        done, spent, carry, records = self._resume(chunk, partial, since)
         carry, *_ = self._call(stacked, keys, carry, done, 0)  # compiles; no window is done
         count, saved = 1, time.monotonic()
-        while done < total:
-            count = min(count, total - done, WINDOWS)
+        while done < until:
+            count = min(count, until - done, WINDOWS)
             carry, rows, took = self._call(stacked, keys, carry, done, count)
             records[:, :, done : done + count + 1] = rows
             done, spent = done + count, spent + took
             if self.report:
-                self.report(chunk.lanes * count / total)
+                self.report(chunk.lanes * count / self.windows)
             count = max(1, int(_CALL_SECONDS / (took / count)))
-            if partial and done < total and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            if partial and done < until and time.monotonic() - saved > _CHECKPOINT_SECONDS:
                 checkpoint.save(partial, (carry, records), {"done": done, "seconds": spent})
                 saved = time.monotonic()
-        curves = {name: records[..., column] for column, name in enumerate(self.block.columns)}
-        diverged_at = self._diverged(np.asarray(carry[0].diverged_at), records[:, :, total])
-        curves = mask_diverged(curves, protocol.points, diverged_at, protocol.episodes)
-        return curves, diverged_at, spent / math.prod(lanes), carry[0]
+        return Reached(done, spent, carry, records)
+
+    def curves(self, reached: "Reached") -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Curves (seeds, settings, T) by name up to a window, and steps of divergence (seeds, settings)."""
+        rows = reached.records[:, :, : reached.done + 1]
+        points = self.protocol.points[: reached.done + 1]
+        curves = {name: rows[..., column] for column, name in enumerate(self.block.columns)}
+        diverged_at = self._diverged(np.asarray(reached.carry[0].diverged_at), rows[:, :, -1], points[-1])
+        return mask_diverged(curves, points, diverged_at, self.protocol.episodes), diverged_at
 
     def _call(self, stacked, keys, carry, done: int, count: int):
         protocol = self.protocol
@@ -123,23 +162,23 @@ class Runner:
         rows = np.asarray(rows)[:, :, : count + 1]
         return carry, rows, time.perf_counter() - began
 
-    def _diverged(self, diverged_at: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """Adds trials whose very last update went wrong."""
+    def _diverged(self, diverged_at: np.ndarray, last: np.ndarray, step: int) -> np.ndarray:
+        """Adds trials whose very last update, before `step`, went wrong."""
         late = (diverged_at < 0) & ~np.isfinite(last[..., self.block.columns.index("train/loss")])
-        return np.where(late, self.protocol.steps, diverged_at)
+        return np.where(late, step, diverged_at)
 
-    def _resume(self, chunk: Chunk, path: Path | None, carry, records) -> tuple[int, float, Any, np.ndarray]:
+    def _resume(self, chunk: Chunk, path: Path | None, since: "Reached") -> "Reached":
         if path is None or not path.exists():
-            return 0, 0.0, carry, records
+            return since
         try:
             kept = checkpoint.metadata(path)
-            carry, records = checkpoint.load(path, (carry, records))
+            carry, records = checkpoint.load(path, (since.carry, since.records))
         except OuteroptError:
             # Another process finished the chunk meanwhile, or the file is damaged: the chunk starts afresh.
-            return 0, 0.0, carry, records
+            return since
         if self.report:
-            self.report(chunk.lanes * kept["done"] * self.protocol.eval_every / self.protocol.steps)
-        return kept["done"], kept["seconds"], carry, np.array(records)
+            self.report(chunk.lanes * (kept["done"] - since.done) / self.windows)
+        return Reached(kept["done"], kept["seconds"], carry, np.array(records))
 
 
 def _nameless(task: Task) -> Task:
