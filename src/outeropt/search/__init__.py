@@ -4,6 +4,7 @@ from outeropt.search.best_of import BestOfK, expected_best_of_k
 from outeropt.search.domain import Domain, domain
 from outeropt.search.found import Found, Incumbent, Tried
 from outeropt.search.full_length import FullLength
+from outeropt.search.halving import Halving, Hyperband
 from outeropt.search.method import Method
 from outeropt.search.problem import Problem
 from outeropt.search.run import METHODS, search
@@ -24,6 +25,8 @@ __all__ = [
     "Found",
     "FullLength",
     "Grid",
+    "Halving",
+    "Hyperband",
     "Incumbent",
     "Method",
     "Problem",

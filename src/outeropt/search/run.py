@@ -9,6 +9,7 @@ from outeropt.optimizer import Optimizer
 from outeropt.search.domain import domain
 from outeropt.search.found import Found
 from outeropt.search.full_length import FullLength
+from outeropt.search.halving import Halving, Hyperband
 from outeropt.search.method import Method
 from outeropt.search.problem import Problem, warm_points
 from outeropt.search.samplers.bayes import Bayes
@@ -28,6 +29,8 @@ METHODS: dict[str, Method] = {
     "sobol": FullLength(Sobol, "points that fill the space evenly"),
     "bayes": FullLength(Bayes, "points that look good after those that were tried (Optuna's TPE)"),
     "cmaes": FullLength(CMAES, "a normal distribution that moves to where it is good (CMA-ES)"),
+    "halving": Halving(),
+    "hyperband": Hyperband(),
 }
 
 
