@@ -16,6 +16,7 @@ VERBS = {
     "describe": "Say what a name stands for: a task, an optimizer, an architecture, a set, ...",
     "train": "Train one optimizer on one task.",
     "sweep": "Train a task with many settings and seeds in one compiled program.",
+    "tune": "Search an optimizer's hyperparameters, or tune them while it trains.",
     "metatrain": "Learn an optimizer: meta-train it on tasks.",
     "evaluate": "Compare learned optimizers with tuned baselines.",
     "reproduce": "Run a published study again, beside its published numbers.",

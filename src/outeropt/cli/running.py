@@ -101,7 +101,7 @@ def plans_of(config: "SweepConfig") -> list[Plan]:
         settings = grid(base, {name: values for name, (_, values) in axes.items()})
         varied = [text for text, _ in axes.values()]
     plan = Plan(
-        config.name or _label(config.optimizer, config.hyperparameters, varied),
+        config.name or label(config.optimizer, config.hyperparameters, varied),
         shown(config.optimizer),
         settings,
         3 if config.seeds is None else config.seeds,
@@ -162,7 +162,7 @@ def _full_name(name: str, optimizer: "Optimizer") -> str:
         return name
 
 
-def _label(optimizer: str, hyperparameters: Mapping[str, Plain], more: Sequence[str]) -> str:
+def label(optimizer: str, hyperparameters: Mapping[str, Plain], more: Sequence[str]) -> str:
     """A set's name in the store, for sweeps that have no other; unequal settings must not share it."""
     return "-".join([optimizer, *(f"{name}={value}" for name, value in hyperparameters.items()), *more])
 
@@ -245,7 +245,7 @@ def single(task: "Task", optimizer: "Optimizer", config: "TrainConfig") -> "tupl
             eval_batches=config.eval_batches,
             last_eval_batches=config.last_eval_batches,
             store=store,
-            set=_label(config.optimizer, config.hyperparameters, [*more, "train"]),
+            set=label(config.optimizer, config.hyperparameters, [*more, "train"]),
             optimizer_name=shown(config.optimizer),
             report=lambda trials: bar.advance(round(trials * total)),
             keep=(lambda *found: after.append(optimizer.after(found[2].opt))) if config.out else None,

@@ -7,7 +7,8 @@ from outeropt.search.full_length import FullLength
 from outeropt.search.halving import Halving, Hyperband
 from outeropt.search.method import Method
 from outeropt.search.problem import Problem
-from outeropt.search.run import METHODS, search
+from outeropt.search.restarts import Restarts, restarts
+from outeropt.search.run import METHODS, planned, search
 from outeropt.search.samplers.base import Sampler
 from outeropt.search.samplers.bayes import Bayes
 from outeropt.search.samplers.cmaes import CMAES
@@ -31,10 +32,13 @@ __all__ = [
     "Method",
     "Problem",
     "Random",
+    "Restarts",
     "Sampler",
     "Sobol",
     "Tried",
     "domain",
     "expected_best_of_k",
+    "planned",
+    "restarts",
     "search",
 ]

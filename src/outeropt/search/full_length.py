@@ -38,12 +38,15 @@ class FullLength(Method):
                 f"{self.sampler.__name__} needs at least {few} hyperparameters, and only "
                 f"{', '.join(problem.domain.spaces)} is tuned; name more, or take another method."
             )
+        self._sampler(problem)  # a package that is missing shows here
         return problem.trials
 
+    def _sampler(self, problem: Problem) -> Sampler:
+        options = {"trials": problem.trials, "parallel": problem.parallel, "seed": problem.seed}
+        return self.sampler(problem.domain, **options)
+
     def run(self, problem: Problem) -> Found:
-        sampler = self.sampler(
-            problem.domain, trials=problem.trials, parallel=problem.parallel, seed=problem.seed
-        )
+        sampler = self._sampler(problem)
         if problem.warm:
             sampler.tell([point for point, _ in problem.warm], [score for _, score in problem.warm])
         archives, points = [], []

@@ -1,5 +1,6 @@
 """The search: checks what was asked for, and hands it to a method."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -84,12 +85,59 @@ def search(
       optimizer_name: name of the optimizer in archives.
       warm_start: archives whose points and scores the method hears first; those of another task, optimizer
         (by `optimizer_name`) or number of steps are passed over.
-      report: called with the share of a full-length setting that a piece of work was worth.
+      report: called with the number of trials that a piece of work was worth (fractions sum to `trials`; less
+        if a grid has fewer points).
 
     Raises:
       UnknownName: no such method or leaf.
       ConfigError: an argument that cannot be used, a leaf without a space, or a package that is missing.
       StoreError: the store cannot be read or written.
+    """
+    chosen, problem = planned(
+        task,
+        optimizer,
+        method=method,
+        trials=trials,
+        parallel=parallel,
+        steps=steps,
+        seeds=seeds,
+        seed=seed,
+        tune=tune,
+        eval_every=eval_every,
+        eval_batches=eval_batches,
+        last_eval_batches=last_eval_batches,
+        warm_start=warm_start,
+        set=set,
+        optimizer_name=optimizer_name,
+    )
+    share = trials / chosen.work(problem)
+    told = report and (lambda done: report(done * share))
+    return chosen.run(dataclasses.replace(problem, lanes=lanes, store=store, report=told))
+
+
+def planned(
+    task: Task,
+    optimizer: Optimizer,
+    *,
+    method: str | Method,
+    trials: int,
+    parallel: int,
+    steps: int,
+    seeds: int,
+    seed: int,
+    tune: Sequence[str] | Mapping[str, Space] | None,
+    eval_every: int | None,
+    eval_batches: int = 5,
+    last_eval_batches: int = 10,
+    warm_start: Iterable[Archive] = (),
+    set: str | None = None,
+    optimizer_name: str = "",
+) -> tuple[Method, Problem]:
+    """What a search with these arguments will do; whatever is wrong with them fails here, at no cost.
+
+    Raises:
+      UnknownName: as `search`.
+      ConfigError: as `search`.
     """
     if isinstance(method, str):
         if method not in METHODS:
@@ -112,11 +160,8 @@ def search(
         parallel=min(parallel, trials),
         seed=seed,
         warm=warm_points(warm_start, task, optimizer_name, searched, steps, set),
-        lanes=lanes,
-        store=store,
         set=set,
         optimizer_name=optimizer_name,
-        report=report,
     )
     method.work(problem)
-    return method.run(problem)
+    return method, problem
