@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from outeropt.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from outeropt.cli.tune import Config
-    from outeropt.search import Found
-    from outeropt.search.restarts import Restarts
+    from outeropt.search import Found, Restarts
+    from outeropt.selftuning import Method
 
 
 # Settings and points of the incumbent's curve that are printed.
@@ -30,8 +30,9 @@ def tuned(config: "Config") -> None:
       ConfigError: options that cannot be used.
     """
     from outeropt.search import METHODS
+    from outeropt.selftuning import tuning_methods
 
-    in_run = _in_run_methods()
+    in_run = tuning_methods()
     names = [*METHODS, *in_run]
     if config.method not in names:
         raise unknown_name("method", config.method, names, ", ".join(names))
@@ -43,13 +44,6 @@ def tuned(config: "Config") -> None:
         _search(config)
     else:
         _restart(config, in_run[config.method])
-
-
-def _in_run_methods() -> Mapping[str, Any]:
-    """Methods that tune hyperparameters while they train, by name."""
-    from outeropt import selftuning
-
-    return getattr(selftuning, "tuning_methods", dict)()
 
 
 def _with_leaves(config: "Config") -> "Config":
@@ -136,19 +130,20 @@ def _loss(score: float) -> str:
     return number(score) if math.isfinite(score) else "diverged"
 
 
-def _restart(config: "Config", method: Any) -> None:
-    from outeropt import Store, selftuning, sweep, tasks, training
+def _restart(config: "Config", method: "Method") -> None:
+    from outeropt import Store, sweep, tasks, training
     from outeropt.bench.learned_names import shown
     from outeropt.progress import Progress
     from outeropt.search import domain, restarts
+    from outeropt.selftuning import random_start
 
     if config.warm_start is not None:
         raise ConfigError(f"--warm-start is for searches; {config.method} begins at random settings.")
     task = tasks.get(config.task)
     base = optimizer_from(config.optimizer, config.hyperparameters)
-    spaces = domain(base, _names(config) or None).spaces
-    build: Any = selftuning
-    optimizer = build.RandomStart(method.build(base, tuple(spaces)), spaces)
+    # By the domain's rules, so that what has no space is told alike; the draws are the method's own.
+    tuned = [name.rpartition(".")[2] for name in domain(base, _names(config) or None).spaces]
+    optimizer = random_start(method, base, tuned)
     tasks.check(task)
     training.check(task, optimizer)
     training.cadence(config.steps, config.eval_every)
@@ -165,15 +160,16 @@ def _restart(config: "Config", method: Any) -> None:
             optimizer_name=f"{config.method}:{shown(config.optimizer)}",
             report=bar.advance,
         )
-    show_restarts(restarts(archive), [name.rpartition(".")[2] for name in spaces], archive.task, method.note)
+    print(f"{config.method}: {method.note}")
+    show_restarts(restarts(archive), tuned, archive.task)
 
 
-def show_restarts(found: "Restarts", names: Sequence[str], task: str, note: str) -> None:
+def show_restarts(found: "Restarts", names: Sequence[str], task: str) -> None:
     """Prints how the restarts ended, and where their hyperparameters did."""
     mean = number(found.mean) + ("" if math.isnan(found.error) else f" ± {found.error:.2g}")
     losses = [_loss(found.median), mean, *map(_loss, found.quartiles), _loss(found.best)]
     columns = ["median ", "mean ± s.e. ", "25% ", "75% ", "best ", "diverged "]
-    title = f"{task}: {note}; test/loss of {found.count} restarts"
+    title = f"{task}: test/loss of {found.count} restarts"
     show_table(columns, [[*losses, f"{found.diverged:.1%}"]], title)
     ended = {name: found.ended[name] for name in names if name in found.ended}
     if ended:

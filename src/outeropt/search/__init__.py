@@ -6,6 +6,7 @@ from outeropt.search.found import Found, Incumbent, Tried
 from outeropt.search.full_length import FullLength
 from outeropt.search.halving import Halving, Hyperband
 from outeropt.search.method import Method
+from outeropt.search.population import PopulationBased
 from outeropt.search.problem import Problem
 from outeropt.search.restarts import Restarts, restarts
 from outeropt.search.run import METHODS, planned, search
@@ -30,6 +31,7 @@ __all__ = [
     "Hyperband",
     "Incumbent",
     "Method",
+    "PopulationBased",
     "Problem",
     "Random",
     "Restarts",

@@ -6,13 +6,13 @@ import math
 import numpy as np
 
 from outeropt.errors import ConfigError
-from outeropt.search.domain import Point
 from outeropt.search.found import Found, Incumbent, Tried
 from outeropt.search.method import Method
 from outeropt.search.problem import Problem
 from outeropt.search.rungs import Rungs
 from outeropt.search.samplers.base import Sampler
 from outeropt.search.samplers.random import Random
+from outeropt.search.starts import starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Hyperband(Method):
         sizes = np.diff(ends, prepend=0).tolist()
         if min(sizes) < 1:
             raise ConfigError(
-                f"{problem.trials} trials are too few for the {count} brackets of Hyperband; give more, "
+                f"{problem.trials} trial(s) are too few for the {count} brackets of Hyperband; give more, "
                 "or take halving."
             )
         return sizes
@@ -123,7 +123,7 @@ def _work(problem: Problem, method: Halving | Hyperband, brackets: list[list[tup
 
 def _run(problem: Problem, method: Halving | Hyperband, sizes: list[int]) -> Found:
     windows = _windows(problem, method)
-    rungs = Rungs(problem, _points(problem, method), windows, method.eta)
+    rungs = Rungs(problem, starts(problem, method.sampler), windows, method.eta)
     stopped = np.zeros(problem.trials, int)
     final = np.full(problem.trials, math.inf)
     spent = np.zeros(problem.trials)
@@ -169,21 +169,3 @@ def _run(problem: Problem, method: Halving | Hyperband, sizes: list[int]) -> Fou
         incumbent=Incumbent(*np.array(rows).T),
         archives=tuple(archives),
     )
-
-
-def _points(problem: Problem, method: Halving | Hyperband) -> list[Point]:
-    """The settings: the best earlier one, if any, and those of the sampler."""
-    warm = problem.best_warm
-    count = problem.trials - len(warm)
-    if not count:
-        return warm
-    sampler = method.sampler(problem.domain, trials=count, parallel=problem.parallel, seed=problem.seed)
-    drawn: list[Point] = []
-    while len(drawn) < count and (asked := sampler.ask(count - len(drawn))):
-        drawn += asked
-    if len(drawn) < count:
-        raise ConfigError(
-            f"{method.sampler.__name__} has only {len(drawn)} of {count} settings to begin with; "
-            "give fewer trials or another sampler."
-        )
-    return warm + drawn

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-import numpy as np
-
 from outeropt._sweep import sweep
 from outeropt._sweep.runner import Protocol
 from outeropt.errors import ConfigError
@@ -74,12 +72,6 @@ class Problem:
         """Names the trials of an archive as the set of this search, where there is a store."""
         if self.store and self.set is not None:
             self.store.add_archive(dataclasses.replace(archive, set=self.set))
-
-    @property
-    def best_warm(self) -> list[Point]:
-        """The best of the earlier points, if any: methods that do not learn from scores begin with it."""
-        good = [pair for pair in self.warm if np.isfinite(pair[1])]
-        return [min(good, key=lambda pair: pair[1])[0]] if good else []
 
 
 def warm_points(

@@ -12,6 +12,7 @@ from outeropt.search.found import Found
 from outeropt.search.full_length import FullLength
 from outeropt.search.halving import Halving, Hyperband
 from outeropt.search.method import Method
+from outeropt.search.population import PopulationBased
 from outeropt.search.problem import Problem, warm_points
 from outeropt.search.samplers.bayes import Bayes
 from outeropt.search.samplers.cmaes import CMAES
@@ -32,6 +33,7 @@ METHODS: dict[str, Method] = {
     "cmaes": FullLength(CMAES, "a normal distribution that moves to where it is good (CMA-ES)"),
     "halving": Halving(),
     "hyperband": Hyperband(),
+    "pbt": PopulationBased(),
 }
 
 
