@@ -45,8 +45,8 @@ def test_a_search_prints_the_best_and_keeps_its_trials(capsys):
         assert store.sets() == ["adam-sobol-learning_rate-b1", "mine"]
 
 
-def test_halving_is_a_method(capsys):
-    told = tune(capsys, "--method", "halving", "--trials", "16", "--parallel", "8", "--seeds", "2")
+def test_halving_is_the_default(capsys):
+    told = tune(capsys, "--trials", "16", "--parallel", "8", "--seeds", "2")
     assert "adamw, 20 steps, 2 seeds" in " ".join(told.split())
     with Store("runs.db") as store:
         assert store.sets() == ["adamw-halving"]
@@ -93,7 +93,7 @@ def test_mistakes_cost_nothing(words, told, capsys, tmp_path):
 
 def test_a_missing_package_is_named(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    err = tune(capsys, status=2)
+    err = tune(capsys, "--method", "bayes", status=2)
     assert 'pip install "outeropt[tune]"' in err and not list(tmp_path.iterdir())
 
 

@@ -15,7 +15,7 @@ import jax
 import pytest
 
 import outeropt
-from outeropt import bench, data, learned, metatraining, optimizers, selftuning, store, tasks
+from outeropt import bench, data, learned, metatraining, optimizers, search, selftuning, store, tasks
 from outeropt.cli import running
 from outeropt.cli.config import parse
 from outeropt.cli.main import VERBS, main
@@ -88,9 +88,9 @@ def test_commands_are_understood(page, tmp_path, monkeypatch, capsys):
         if verb == "sweep":
             config.check()
             running.plans_of(config)
-        if verb == "train":
+        if verb in ("train", "tune"):
             running.optimizer_from(config.optimizer, config.hyperparameters)
-        if verb in ("train", "sweep"):
+        if verb in ("train", "sweep", "tune"):
             tasks.check(tasks.get(config.task))
 
 
@@ -131,7 +131,7 @@ ROOMS = {
     "outeropt": outeropt,
     **{
         f"outeropt.{room.__name__.split('.')[-1]}": room
-        for room in (bench, data, learned, metatraining, optimizers, selftuning, store, tasks)
+        for room in (bench, data, learned, metatraining, optimizers, search, selftuning, store, tasks)
     },
 }
 PUBLIC = [(room, name) for room, module in ROOMS.items() for name in module.__all__]

@@ -26,7 +26,7 @@ class Config:
     optimizer: str = "adamw"
     """An optimizer's name (outeropt list optimizers), or wrapper:name."""
     hyperparameters: Annotated[dict[str, Plain], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
-    method: str = "bayes"
+    method: str = "halving"
     """How to look: a search, or a method that tunes while it trains."""
     tune: str | None = None
     """Names of the hyperparameters to tune, with commas between. Default: the learning rate."""
@@ -41,7 +41,7 @@ class Config:
     seeds: int = 1
     """Seeds for every setting of a search."""
     seed: int = 0
-    """Seed of the search's own randomness."""
+    """Seed of the search's own randomness; of restarts, the first."""
     eval_every: int | None = None
     """Inner steps between evaluations; must divide steps. Default: about a hundred evaluations."""
     store: Path = Path("runs.db")
