@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from outeropt import tree
 from outeropt._sweep.engine import identity
 from outeropt.errors import ConfigError
+from outeropt.search import trials
 from outeropt.search.domain import Point
 from outeropt.search.found import Found, Incumbent, Tried, scores
 from outeropt.search.lanes import Lane, Lanes, Place
@@ -20,8 +21,7 @@ from outeropt.search.samplers.base import Sampler
 from outeropt.search.samplers.random import Random
 from outeropt.search.starts import starts
 from outeropt.space import Space
-from outeropt.store import Archive
-from outeropt.store.trial import from_archive
+from outeropt.store import Archive, Trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _Population:
         task, start = tree.fingerprint(problem.task), tree.fingerprint(settings)
         told = [identity(task, start, seed, problem.protocol) for seed in problem.seeds]
         spaces = sorted(problem.domain.spaces.items())
-        self.name = tree.fingerprint((told, method, spaces, problem.seed, problem.parallel))
+        self.name = tree.fingerprint((told, method, spaces, problem.seed, problem.parallel, problem.lanes))
 
     def run(self) -> Found:
         problem, total = self.problem, self.lanes.windows
@@ -201,34 +201,28 @@ class _Population:
 
     def _archive(self, now: dict[Place, Lane]) -> Archive:
         """The members' curves so far."""
-        problem, protocol = self.problem, self.problem.protocol
-        seeds, members = problem.seeds, range(problem.trials)
-        rows = [[self.lanes.curves(now[i, seed]) for seed in seeds] for i in members]
-        done = now[self.places[0]].done
-        settings = problem.domain.settings(problem.optimizer, self.points)
-        return Archive(
-            task=problem.task.name,
-            set=problem.set or "search",
-            optimizer=problem.optimizer_name,
-            settings=settings.describe(),
-            seeds=seeds,
-            steps=protocol.points[: done + 1],
-            curves={name: np.array([[c[name] for c, _ in row] for row in rows]) for name in rows[0][0][0]},
-            diverged_at=np.array([[at for _, at in row] for row in rows], np.int32),
-            seconds=np.array([[now[i, seed].seconds for seed in seeds] for i in members], np.float32),
-            eval_every=protocol.eval_every,
-            eval_batches=protocol.eval_batches,
-            last_eval_batches=protocol.last_eval_batches,
-            details={"population": self.name},
-            ids=np.array(self._ids()),
-        )
+        return trials.archive(self.problem, self._rows(now))
+
+    def _rows(self, now: dict[Place, Lane]) -> list[list[Trial]]:
+        problem, ids = self.problem, self._ids()
+        described = problem.domain.settings(problem.optimizer, self.points).describe()
+        details = {"population": self.name}
+        return [
+            [
+                trials.trial(
+                    problem, name, described[i], seed, *trials.told(self.lanes, now[i, seed]), details
+                )
+                for name, seed in zip(ids[i], problem.seeds)
+            ]
+            for i in range(problem.trials)
+        ]
 
     def _finished(self, now: dict[Place, Lane]) -> Archive:
-        archive = self._archive(now)
+        rows = self._rows(now)
         if self.problem.store:
-            self.problem.store.add([trial for _, trial in from_archive(archive)])
+            self.problem.store.add([trial for row in rows for trial in row])
             self._clear()
-        return archive
+        return trials.archive(self.problem, rows)
 
     def _stored(self) -> Archive | None:
         """The finished members, where the store has them all."""
@@ -238,24 +232,7 @@ class _Population:
         kept = self.problem.store.get([name for row in ids for name in row])
         if len(kept) < len(self.places):
             return None
-        rows = [[kept[name] for name in row] for row in ids]
-        protocol, first = self.problem.protocol, rows[0][0]
-        return Archive(
-            task=first.task,
-            set=self.problem.set or "search",
-            optimizer=first.optimizer,
-            settings=tuple(dict(row[0].setting) for row in rows),
-            seeds=self.problem.seeds,
-            steps=first.steps,
-            curves={n: np.array([[trial.curves[n] for trial in row] for row in rows]) for n in first.curves},
-            diverged_at=np.array([[trial.diverged_at for trial in row] for row in rows], np.int32),
-            seconds=np.array([[trial.seconds for trial in row] for row in rows], np.float32),
-            eval_every=protocol.eval_every,
-            eval_batches=protocol.eval_batches,
-            last_eval_batches=protocol.last_eval_batches,
-            details=dict(first.details),
-            ids=np.array(ids),
-        )
+        return trials.archive(self.problem, [[kept[name] for name in row] for row in ids])
 
     def _cut(self, archive: Archive, end: int) -> Archive:
         """Curves up to a window."""

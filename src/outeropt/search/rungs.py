@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from outeropt import tree
 from outeropt._sweep.engine import identity
+from outeropt.search import trials
 from outeropt.search.domain import Point
 from outeropt.search.found import scores
 from outeropt.search.lanes import Lane, Lanes, Place
@@ -44,7 +45,9 @@ class Rungs:
             for i in range(len(settings))
             for seed in problem.seeds
         }
-        self._name = tree.fingerprint((sorted(self._ids.items()), self.rungs, shrink, problem.parallel))
+        self._name = tree.fingerprint(
+            (sorted(self._ids.items()), self.rungs, shrink, problem.parallel, problem.lanes)
+        )
         self._abreast: dict[int, int] = {}
         self._trials: dict[tuple[Place, int], Trial] = {}
         self._states: dict[Place, Lane] = {}
@@ -75,26 +78,9 @@ class Rungs:
 
     def archive(self, settings: Sequence[int], rung: int) -> Archive:
         """The curves of settings up to a rung."""
-        seeds, protocol = self.problem.seeds, self.problem.protocol
-        rows = [[self._trials[(i, seed), rung] for seed in seeds] for i in settings]
-        return Archive(
-            task=self.problem.task.name,
-            set=self.problem.set or "search",
-            optimizer=self.problem.optimizer_name,
-            settings=tuple(self._described[i] for i in settings),
-            seeds=seeds,
-            steps=self._points(rung),
-            curves={
-                name: np.array([[trial.curves[name] for trial in row] for row in rows])
-                for name in rows[0][0].curves
-            },
-            diverged_at=np.array([[trial.diverged_at for trial in row] for row in rows], np.int32),
-            seconds=np.array([[trial.seconds for trial in row] for row in rows], np.float32),
-            eval_every=protocol.eval_every,
-            eval_batches=protocol.eval_batches,
-            last_eval_batches=protocol.last_eval_batches,
-            details=dict(rows[0][0].details),
-            ids=np.array([[trial.id for trial in row] for row in rows]),
+        seeds = self.problem.seeds
+        return trials.archive(
+            self.problem, [[self._trials[(i, seed), rung] for seed in seeds] for i in settings]
         )
 
     def finish(self) -> None:
@@ -111,9 +97,6 @@ class Rungs:
     @property
     def _folder(self) -> Path | None:
         return Path(f"{self.problem.store.path}.partial") if self.problem.store else None
-
-    def _points(self, rung: int) -> np.ndarray:
-        return self.problem.protocol.points[: self.rungs[rung] + 1]
 
     def _identity(self, place: Place, rung: int) -> str:
         """The trial's own id on the last rung; of a shorter one, another for each length."""
@@ -139,26 +122,22 @@ class Rungs:
         count = self.rungs[rung] + 1
         curves = {name: curve[:count] for name, curve in whole.curves.items()}
         step = int(whole.steps[count - 1])
-        diverged_at = whole.diverged_at if whole.diverged_at <= step else -1
+        # A step that goes wrong after this evaluation is none of its business.
+        gone = whole.diverged_at < step or not np.isfinite(curves["train/loss"][-1])
         seconds = whole.seconds * step / int(whole.steps[-1])
-        return self._trial(place, rung, curves, diverged_at, seconds)
+        return self._trial(place, rung, curves, whole.diverged_at if gone else -1, seconds)
 
     def _trial(self, place: Place, rung: int, curves, diverged_at: int, seconds: float) -> Trial:
-        protocol, stopped = self.problem.protocol, self.rungs[rung] < self._lanes.windows
-        return Trial(
-            id=self._identity(place, rung),
-            task=self.problem.task.name,
-            optimizer=self.problem.optimizer_name,
-            setting=self._described[place[0]],
-            seed=place[1],
-            steps=self._points(rung),
-            curves=curves,
-            diverged_at=diverged_at,
-            seconds=seconds,
-            eval_every=protocol.eval_every,
-            eval_batches=protocol.eval_batches,
-            last_eval_batches=protocol.last_eval_batches,
-            details={"stopped_of_steps": protocol.steps} if stopped else {},
+        stopped = self.rungs[rung] < self._lanes.windows
+        return trials.trial(
+            self.problem,
+            self._identity(place, rung),
+            self._described[place[0]],
+            place[1],
+            curves,
+            diverged_at,
+            seconds,
+            {"stopped_of_steps": self.problem.protocol.steps} if stopped else {},
         )
 
     def _train(self, places: Sequence[Place], rung: int, first: int) -> None:
@@ -173,7 +152,10 @@ class Rungs:
         for done in self._lanes.advance(
             ready, self.rungs[rung], lambda chunk: self._partial(chunk, rung), self._abreast[rung]
         ):
-            fresh = {place: self._trial(place, rung, *self._told(lane)) for place, lane in done.items()}
+            fresh = {
+                place: self._trial(place, rung, *trials.told(self._lanes, lane))
+                for place, lane in done.items()
+            }
             self._trials |= {(place, rung): trial for place, trial in fresh.items()}
             if store:
                 store.add(list(fresh.values()))
@@ -184,10 +166,6 @@ class Rungs:
                     self._files += 1
             if partial := self._partial(sorted(done), rung):
                 partial.unlink(missing_ok=True)
-
-    def _told(self, lane: Lane) -> tuple[dict[str, np.ndarray], int, float]:
-        curves, diverged_at = self._lanes.curves(lane)
-        return curves, diverged_at, lane.seconds
 
     def _stands_at(self, place: Place, windows: int) -> bool:
         return place in self._states and self._states[place].done == windows
