@@ -27,15 +27,6 @@ class WholeData(eqx.Module):
 
     splits: dict[str, dict[str, Array]]
 
-    @property
-    def rows(self) -> dict[str, dict[str, Array]]:
-        """The rows of each split, as `whole` was given them."""
-        found = {}
-        for split, leaves in self.splits.items():
-            count = int(jnp.sum(leaves["weight"] > 0))
-            found[split] = {name: leaf[:count] for name, leaf in leaves.items() if name != "weight"}
-        return found
-
     def batch(self, split: Split, key: PRNGKeyArray) -> dict[str, Array]:
         """All rows of a split, in order."""
         del key
@@ -62,7 +53,6 @@ class TableRegression(Task):
 
     def loss(self, params, state, batch, key):
         """Mean squared error, in units of the target's variance; no metrics."""
-        # Units first: lanes that share their rows then need no transposition, a third of the step.
         # Units first, rows last: lanes that share their rows then need no transpositions, half of a step.
         units = jnp.einsum("nd,dh->hn", batch["x"], params["w0"]) + params["b0"][:, None]
         for i in range(1, len(self.hidden) + 1):

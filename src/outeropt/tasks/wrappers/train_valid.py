@@ -17,7 +17,7 @@ from outeropt.errors import ConfigError
 from outeropt.task import Task
 from outeropt.tasks import regression
 from outeropt.tasks.images import scaled_mlp
-from outeropt.tasks.regression import WholeData, whole
+from outeropt.tasks.regression import WholeData
 from outeropt.tasks.sequences.language import TokenData
 
 
@@ -43,9 +43,8 @@ def train_valid(task: Task) -> Task:
         )
     # Concrete arrays even while a caller is being traced: they outlive the trace.
     with jax.ensure_compile_time_eval():
-        rows = data.rows if isinstance(data, WholeData) else data.splits
-        both = {**rows, "train": jax.tree.map(_joined, rows["train"], rows["valid"])}
-        data = whole(both) if isinstance(data, WholeData) else dataclasses.replace(data, splits=both)
+        both = {**data.splits, "train": jax.tree.map(_joined, data.splits["train"], data.splits["valid"])}
+        data = dataclasses.replace(data, splits=both)
         return dataclasses.replace(task, name=f"{task.name}{SUFFIX}", data=data)  # pyright: ignore
 
 
