@@ -1,6 +1,5 @@
 """`outeropt tune`: what it prints and stores, and what it says about mistakes."""
 
-import re
 import sys
 
 import numpy as np
@@ -82,12 +81,13 @@ def test_methods_that_tune_while_they_train(capsys):
         (("--method", "hyperband", "--trials", "1"), "1 trial(s) are too few"),
         (("--warm-start", "no.db"), "no.db"),
         (("--method", "one-pass", "--warm-start", "no.db"), "--warm-start is for searches"),
-        (("--optimizer", "learned:small_fc"), "no space to search|nothing to tune"),
+        (("--optimizer", "learned:small_fc"), "There is nothing to tune"),
+        (("--optimizer", "learned:small_fc", "--tune", "net.layers.0.weight"), "has no space to search"),
     ],
 )
 def test_mistakes_cost_nothing(words, told, capsys, tmp_path):
     err = tune(capsys, *words, status=2)
-    assert re.search(told if "|" in told else re.escape(told), err)
+    assert told in err
     assert not list(tmp_path.iterdir())
 
 

@@ -31,7 +31,7 @@ SPACES = {
     "power": Space.linear(-1.0, 3.0),
     "width": Space.choice(1.0, 4.0, 9.0),
 }
-SAMPLERS = [Random, Grid, Sobol, Bayes, CMAES]
+SAMPLERS = [method.sampler for method in METHODS.values() if isinstance(method, FullLength)]
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +126,12 @@ def test_what_is_tuned(adam):
     assert len(domain(optimizers.get("polyak_sgd"))) > 0
     with pytest.raises(UnknownName, match="learning_rate"):
         domain(adam, ["learning_rat"])
+    with pytest.raises(
+        ConfigError, match=r"weight has no space to search; no leaf of this optimizer has one"
+    ):
+        domain(optimizers.get("learned:small_fc"), ["net.layers.0.weight"])
+    with pytest.raises(ConfigError, match="There is nothing to tune"):
+        domain(optimizers.get("learned:small_fc"))
     with pytest.raises(ConfigError, match="tuned twice"):
         domain(adam, ["b1", "b1"])
     with pytest.raises(OutOfSpace, match="learning_rate = 1e"):
