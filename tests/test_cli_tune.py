@@ -1,13 +1,14 @@
 """`outeropt tune`: what it prints and stores, and what it says about mistakes."""
 
+import dataclasses
 import sys
 
 import numpy as np
 import pytest
 
 from outeropt import Store
+from outeropt.bench.restarts import ended
 from outeropt.cli.main import main
-from outeropt.search import restarts
 from outeropt.store import Archive
 
 
@@ -97,7 +98,7 @@ def test_a_missing_package_is_named(capsys, monkeypatch, tmp_path):
     assert 'pip install "outeropt[tune]"' in err and not list(tmp_path.iterdir())
 
 
-def test_restarts_are_summed_up():
+def test_where_hyperparameters_ended():
     final = np.array([1.0, 2.0, np.nan, 4.0, 3.0], np.float32)
     curves = {"test/loss": final, "optimizer/rate": np.array([0.1, 0.2, 9.0, 0.4, 0.3], np.float32)}
     archive = Archive(
@@ -114,8 +115,6 @@ def test_restarts_are_summed_up():
         eval_batches=1,
         last_eval_batches=1,
     )
-    found = restarts(archive)
-    assert found.count == 5 and found.diverged == pytest.approx(0.2)
-    assert found.median == 3.0 and found.quartiles == (2.0, 4.0) and found.best == 1.0
-    assert found.mean == 2.5 and found.error == pytest.approx(np.std([1, 2, 3, 4], ddof=1) / 2)
-    assert found.ended == {"rate": pytest.approx((0.1, 0.2, 0.3))}
+    assert ended(archive) == {"rate": pytest.approx((0.175, 0.25, 0.325))}
+    lost = dataclasses.replace(archive, curves={**archive.curves, "test/loss": np.full((1, 5, 1), np.nan)})
+    assert ended(lost) == {}

@@ -223,6 +223,29 @@ def summary(
     )
 
 
+def ended(
+    archive: "Archive", setting: int = 0, prefix: str = "optimizer/"
+) -> dict[str, tuple[float, float, float]]:
+    """Where tuned hyperparameters ended: first quartile, median and third quartile, by name.
+
+    Args:
+      archive: one method on one task.
+      setting: index of the setting.
+      prefix: how the names of the curves of hyperparameters begin.
+
+    Returns:
+      One entry for each hyperparameter, over the runs that did not diverge; none if all did.
+    """
+    kept = ~restarts(archive, setting=setting).diverged()
+    lasts = {
+        name.removeprefix(prefix): curve[setting, kept, -1].astype(np.float64)
+        for name, curve in archive.curves.items()
+        if name.startswith(prefix) and kept.any()
+    }
+    quartiles = {name: np.quantile(last, (0.25, 0.5, 0.75)) for name, last in lasts.items()}
+    return {name: (float(low), float(middle), float(high)) for name, (low, middle, high) in quartiles.items()}
+
+
 def median_band(
     values: Float[np.ndarray, "runs T"], seed: int = 0, resamples: int = RESAMPLES, confidence: float = 0.95
 ) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:

@@ -14,8 +14,9 @@ from outeropt.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from outeropt.cli.tune import Config
-    from outeropt.search import Found, Restarts
+    from outeropt.search import Found
     from outeropt.selftuning import Method
+    from outeropt.store import Archive
 
 
 # Settings and points of the incumbent's curve that are printed.
@@ -134,7 +135,7 @@ def _restart(config: "Config", method: "Method") -> None:
     from outeropt import Store, sweep, tasks, training
     from outeropt.bench.learned_names import shown
     from outeropt.progress import Progress
-    from outeropt.search import domain, restarts
+    from outeropt.search import domain
     from outeropt.selftuning import random_start
 
     if config.warm_start is not None:
@@ -161,19 +162,31 @@ def _restart(config: "Config", method: "Method") -> None:
             report=bar.advance,
         )
     print(f"{config.method}: {method.note}")
-    show_restarts(restarts(archive), tuned, archive.task)
+    show_restarts(archive, tuned)
 
 
-def show_restarts(found: "Restarts", names: Sequence[str], task: str) -> None:
-    """Prints how the restarts ended, and where their hyperparameters did."""
-    mean = number(found.mean) + ("" if math.isnan(found.error) else f" ± {found.error:.2g}")
-    losses = [_loss(found.median), mean, *map(_loss, found.quartiles), _loss(found.best)]
+def show_restarts(archive: "Archive", names: Sequence[str]) -> None:
+    """Prints how restarts ended, and where their hyperparameters did."""
+    from outeropt.bench.restarts import ended, restarts, summary
+
+    found = summary(restarts(archive), np.random.RandomState(0))
+    low, high, _ = found.quantiles
+    row = [
+        number(found.median.value),
+        f"{number(found.mean.value)} ± {found.mean.error:.2g}",
+        _loss(low),
+        _loss(high),
+        number(found.best),
+        f"{found.diverged_rate:.1%}",
+    ]
     columns = ["median ", "mean ± s.e. ", "25% ", "75% ", "best ", "diverged "]
-    title = f"{task}: test/loss of {found.count} restarts"
-    show_table(columns, [[*losses, f"{found.diverged:.1%}"]], title)
-    ended = {name: found.ended[name] for name in names if name in found.ended}
-    if ended:
-        rows = [
-            [name, number(middle), number(low), number(high)] for name, (low, middle, high) in ended.items()
-        ]
+    show_table(columns, [row], f"{archive.task}: test/loss of {found.runs} restarts")
+    print("Median and mean are of the restarts that did not diverge, quartiles of all.")
+    places = ended(archive)
+    rows = [
+        [name, *map(number, (places[name][1], places[name][0], places[name][2]))]
+        for name in names
+        if name in places
+    ]
+    if rows:
         show_table(["hyperparameter", "median ", "25% ", "75% "], rows, "Where they ended")

@@ -8,7 +8,6 @@ from outeropt.search.halving import Halving, Hyperband
 from outeropt.search.method import Method
 from outeropt.search.population import PopulationBased
 from outeropt.search.problem import Problem
-from outeropt.search.restarts import Restarts, restarts
 from outeropt.search.run import METHODS, planned, search
 from outeropt.search.samplers.base import Sampler
 from outeropt.search.samplers.bayes import Bayes
@@ -34,13 +33,11 @@ __all__ = [
     "PopulationBased",
     "Problem",
     "Random",
-    "Restarts",
     "Sampler",
     "Sobol",
     "Tried",
     "domain",
     "expected_best_of_k",
     "planned",
-    "restarts",
     "search",
 ]
