@@ -12,6 +12,7 @@ from outeropt.bench import reporting, restarts
 from outeropt.bench.pictures import hyperparameter_figures, report, restart_figures, restart_series
 from outeropt.bench.pictures.contestants import contestants
 from outeropt.errors import OuteroptError
+from outeropt.tasks.wrappers import train_valid
 from picture_fixtures import archive
 
 
@@ -81,6 +82,10 @@ def test_without_restarts_there_is_nothing_to_draw(kind):
         kind([archive(settings=1, seeds=3)])
     with pytest.raises(OuteroptError):
         kind([])
+
+
+def test_the_suffix_is_that_of_the_tasks():
+    assert restart_series.TRAIN_VALID == train_valid.SUFFIX
 
 
 def test_methods_share_a_panel_whatever_rows_they_train_on():

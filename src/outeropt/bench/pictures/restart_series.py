@@ -8,8 +8,10 @@ from jaxtyping import Float
 from outeropt.bench.pictures import series
 from outeropt.bench.pictures.contestants import Contestant
 from outeropt.store.archive import Archive
-from outeropt.tasks.wrappers import train_valid
 
+
+# What `tasks.wrappers.train_valid` puts behind a name; said again, because a report needs no JAX.
+TRAIN_VALID = "_TrainValid"
 
 # With fewer seeds than these, a set of one setting is a run repeated, and no study of its restarts.
 MIN_RESTARTS = 8
@@ -29,7 +31,7 @@ def with_restarts(archives: Sequence[Archive]) -> list[Archive]:
 
 def base_task(task: str) -> str:
     """The task whose test rows these are: its name without `_TrainValid`."""
-    return task.removesuffix(train_valid.SUFFIX)
+    return task.removesuffix(TRAIN_VALID)
 
 
 def panels(everyone: Sequence[Contestant], curve: str) -> Panels:
