@@ -123,7 +123,7 @@ def test_check_wants_constant_states_equal_batches_and_tasks():
     )
     with pytest.raises(OuteroptError, match=r"float32\[3\] to float32\[2\]"):
         tasks.check(task)
-    uneven = {"train": np.ones((5, 2), "f"), "valid": np.ones((3, 2), "f"), "test": np.ones((3, 2), "f")}
+    uneven = {"train": np.ones((5, 2), "f"), "valid": np.ones((3, 2), "f"), "test": np.ones((4, 2), "f")}
 
     class Whole(eqx.Module):
         splits: dict
@@ -134,7 +134,12 @@ def test_check_wants_constant_states_equal_batches_and_tasks():
     task = tasks.from_functions(
         init=lambda k: jnp.ones(2), loss=lambda p, b: jnp.sum(b @ p), data=Whole(uneven)
     )
-    with pytest.raises(OuteroptError, match=r"batch\('valid'\) gave float32\[3, 2\].*same form"):
+    tasks.check(task)  # full batches: as many rows as their split
+    other = {**uneven, "valid": np.ones((5, 3), "f")}
+    task = tasks.from_functions(
+        init=lambda k: jnp.ones(2), loss=lambda p, b: jnp.sum(b) * p.sum(), data=Whole(other)
+    )
+    with pytest.raises(OuteroptError, match=r"batch\('valid'\) gave float32\[5, 3\].*same form"):
         tasks.check(task)
     with pytest.raises(OuteroptError, match="int is no task"):
         tasks.check(3)

@@ -37,11 +37,12 @@ def check(task: Task) -> None:
         batch = _call(task, f"batch({split!r})", functools.partial(task.batch, split), key)
         _check_arrays(task, f"batch({split!r})", "batch", batch)
         batches.append(batch)
-        first, this = _form(batches[0]), _form(batch)
-        if this != first:
+        # Full batches have as many rows as their split.
+        if _form(batch, rows=False) != _form(batches[0], rows=False):
             raise _broken(
                 task,
-                f"batch({split!r}) gave {this} and batch('train') {first}; all splits need the same form",
+                f"batch({split!r}) gave {_form(batch)} and batch('train') {_form(batches[0])}; "
+                "all splits need the same form but for the number of rows",
             )
     _check_loss(task, params, state, batches[0], key)
     _check_loss(task, params, state, batches[0], None)
@@ -101,11 +102,13 @@ def _call(task: Task, where: str, function: Callable[..., Any], *args: Any) -> A
         raise _broken(task, f"{where} raised {first_line(error)}") from error
 
 
-def _form(tree: Any) -> Any:
-    """The tree with a word for each leaf's dtype and shape."""
-    return jax.tree.map(
-        lambda leaf: f"{leaf.dtype}{list(leaf.shape)}" if _is_array(leaf) else kind(leaf), tree
-    )
+def _form(tree: Any, rows: bool = True) -> Any:
+    """The tree with a word for each leaf's dtype and shape, with its first axis or without."""
+
+    def word(leaf: Any) -> str:
+        return f"{leaf.dtype}{list(leaf.shape[0 if rows else 1 :])}" if _is_array(leaf) else kind(leaf)
+
+    return jax.tree.map(word, tree)
 
 
 def _broken(task: Task, what: str) -> OuteroptError:
