@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from outeropt import selftuning, tasks
+from outeropt import tasks
 from outeropt.bench.one_pass import study
 from outeropt.cli.config import parse
 from outeropt.cli.main import main
@@ -14,6 +14,7 @@ from outeropt.cli.sweep import Config as SweepConfig
 from outeropt.cli.train import Config as TrainConfig
 from outeropt.errors import ConfigError, OuteroptError
 from outeropt.progress import read_scalars, scalars
+from outeropt.selftuning.onepass import methods
 from restart_fixtures import stand_ins
 
 
@@ -26,7 +27,7 @@ ENERGY, HDLR = CONFIGS / "data" / "uci_energy.yaml", CONFIGS / "algorithm" / "on
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(selftuning, "study_methods", stand_ins, raising=False)
+    monkeypatch.setattr(methods, "study_methods", stand_ins)
     return tmp_path
 
 

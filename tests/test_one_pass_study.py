@@ -204,3 +204,9 @@ def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_optimizers_of_the_study_are_there():
+    found = study.study_methods()
+    assert {m.optimizer for m in study.METHODS.values() if m.optimizer} <= found.keys()
+    assert stand_ins().keys() <= found.keys()

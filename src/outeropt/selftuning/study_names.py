@@ -4,13 +4,13 @@ Clarke, Oldewage and Hernandez-Lobato 2022 (arXiv 2110.10461). Each draws its hy
 initialised: with another seed it starts from others.
 """
 
-import importlib
 from collections.abc import Mapping
 
 from outeropt.errors import unknown_name
 from outeropt.optimizer import Optimizer
 from outeropt.optimizers.entry import Paper
 from outeropt.optimizers.registry import Source
+from outeropt.selftuning.onepass import methods as onepass_methods
 
 
 WORD = "study"
@@ -26,8 +26,7 @@ PAPER = Paper(
 
 def methods() -> Mapping[str, Optimizer]:
     """The optimizers by name."""
-    # Built when they are asked for: a registry of names must not cost the building of all.
-    return importlib.import_module("outeropt.selftuning").study_methods()
+    return onepass_methods.study_methods()
 
 
 def load(name: str) -> Optimizer:
