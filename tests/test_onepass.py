@@ -3,6 +3,7 @@
 import functools
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -23,7 +24,11 @@ from outeropt.selftuning import (
     study_methods,
     tuning_methods,
 )
-from outeropt.selftuning.onepass.tuner import Point
+from outeropt.tasks.wrappers.tunable import NoisyInputs, Penalised, SmoothedLabels
+
+
+# These programs run once: compile them fast rather than well.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 @pytest.fixture
@@ -50,42 +55,41 @@ def loss(params, data):
     return jnp.mean(jnp.square(jnp.tanh(data[0] @ params["w"]) @ params["v"] - data[1]))
 
 
-BATCHES = [rows(seed) for seed in range(8)]
+BATCHES = jax.tree.map(lambda *leaves: np.stack(leaves), *[rows(seed) for seed in range(8)])
 
 
-def play(tuner, steps, point=None, context=None):
-    """Steps of a tuner, never tuning, from a point; the end, and what the last step's tuning would be."""
-    params, state = start(), tuner.init(start())
-    point = state.point if point is None else point
-    seen = []
+@functools.partial(eqx.filter_jit, compiler_options=QUICK)
+def play(tuner, steps, point=None):
+    """Steps on the batches, at a point instead of the tuner's own: the end, and the state."""
 
     def train_loss(params, number):
-        return loss(params, jax.tree.map(lambda *leaves: jnp.stack(leaves)[number], *BATCHES))
+        return loss(params, jax.tree.map(lambda leaf: jnp.asarray(leaf)[number], BATCHES))
 
-    for i in range(steps):
+    def body(carry, i):
+        params, state = carry
         value, grads = jax.value_and_grad(train_loss)(params, i)
-        given = {
-            "value": value,
-            "grad": grads,
-            "value_fn": functools.partial(train_loss, number=i),
-            "value_at": train_loss,
-            "valid_fn": lambda params: loss(params, rows(99)),
-            "step": jnp.asarray(i),
-        } | (context or {})
-        state = state._replace(point=point)
-        before = tuner.meta
-        assert before is not None
-        updates, new = tuner.update(grads, state, params, **given)
-        seen.append(new)
-        params, state = jax.tree.map(jnp.add, params, updates), new
-    return params, seen[-1]
+        updates, state = tuner.update(
+            grads,
+            state,
+            params,
+            value=value,
+            grad=grads,
+            value_fn=functools.partial(train_loss, number=i),
+            value_at=train_loss,
+            valid_fn=lambda params: loss(params, rows(99)),
+            step=i,
+        )
+        return (jax.tree.map(jnp.add, params, updates), state), None
+
+    state = tuner.init(start())
+    state = state if point is None else state._replace(point=point)
+    return jax.lax.scan(body, (start(), state), jnp.arange(steps))[0]
 
 
 def slopes(tuner, steps):
     """The hypergradient at the end of a block, as plain gradient descent on the point shows it."""
-    params, state = play(tuner, steps)
-    point = tuner.init(start()).point
-    return params, jax.tree.map(jnp.subtract, point, state.point)
+    _, state = play(tuner, steps)
+    return jax.tree.map(jnp.subtract, tuner.init(start()).point, state.point)
 
 
 BASES = {
@@ -109,12 +113,12 @@ def test_exact_hypergradients_against_finite_differences(base, kind, double):
     settings = {"meta": wide(optimizers.get("sgd", learning_rate=1.0)), "every": 8, "ranges": far(names)}
     settings |= {"window": 8} if kind is Unrolled else {}
     tuner = kind(wide(optimizers.get(base, **BASES[base])), names, rescue=math.inf, **settings)
-    _, found = slopes(tuner, 8)
+    found = slopes(tuner, 8)
     middle = tuner.init(start()).point
 
     def valid(shift):
         never = kind(tuner.base, names, rescue=math.inf, **(settings | {"every": 1000}))
-        params, _ = play(never, 8, Point(middle.shared + shift, None))
+        params, _ = play(never, 8, middle._replace(shared=middle.shared + shift))
         return loss(params, rows(99))
 
     for i in range(len(names)):
@@ -128,8 +132,8 @@ def test_unrolled_through_pieces_and_what_is_left_of_them(double):
     names, meta = ("learning_rate", "momentum"), wide(optimizers.get("sgd", learning_rate=1.0))
     base = wide(optimizers.get("heavy_ball", learning_rate=0.05, momentum=0.7))
     common = {"meta": meta, "every": 7, "ranges": far(names), "rescue": math.inf}
-    _, backward = slopes(Unrolled(base, names, window=7, **common), 7)
-    _, forward = slopes(ForwardMode(base, names, **common), 7)
+    backward = slopes(Unrolled(base, names, window=7, **common), 7)
+    forward = slopes(ForwardMode(base, names, **common), 7)
     np.testing.assert_allclose(backward.shared, forward.shared, rtol=1e-9)
 
 
@@ -234,13 +238,12 @@ def test_tuning_beats_a_start_that_is_far_off_and_survives_any():
 
 def simple(tuner, steps, valid):
     """A run on a parabola; `valid(params, step)`."""
-    params = {"x": jnp.array([2.0, -1.0])}
-    state = tuner.init(params)
 
     def value(params):
         return jnp.sum(jnp.square(params["x"]))
 
-    for i in range(steps):
+    def body(carry, i):
+        params, state = carry
         current, grads = jax.value_and_grad(value)(params)
         updates, state = tuner.update(
             grads,
@@ -249,17 +252,20 @@ def simple(tuner, steps, valid):
             value=current,
             value_fn=value,
             valid_fn=functools.partial(valid, step=i),
-            step=jnp.int32(i),
+            step=i,
         )
-        params = jax.tree.map(jnp.add, params, updates)
-    return params, state
+        return (jax.tree.map(jnp.add, params, updates), state), None
+
+    params = {"x": jnp.array([2.0, -1.0])}
+    run = jax.jit(lambda carry: jax.lax.scan(body, carry, jnp.arange(steps))[0], compiler_options=QUICK)
+    return run((params, tuner.init(params)))
 
 
 def test_what_is_not_finite_teaches_nothing_and_is_counted():
     tuner = OnePass(optimizers.get("sgd", learning_rate=0.01), every=2)
 
     def valid(params, step):
-        return jnp.sum(jnp.square(params["x"])) * (jnp.nan if step < 4 else 1.0)
+        return jnp.sum(jnp.square(params["x"])) * jnp.where(step < 4, jnp.nan, 1.0)
 
     _, state = simple(tuner, 4, valid)
     assert int(state.skipped) == 2
@@ -271,10 +277,10 @@ def test_what_is_not_finite_teaches_nothing_and_is_counted():
 
 def test_a_lost_run_goes_back_at_a_tenth_of_the_learning_rate():
     tuner = OnePass(optimizers.get("sgd", learning_rate=300.0), every=1000)
-    params, state = simple(tuner, 2, lambda params, step: 0.0)
+    params, state = simple(tuner, 2, lambda params, step: 0.0 * jnp.sum(params["x"]))
     np.testing.assert_allclose(params["x"], [2.0, -1.0], rtol=1e-4)
     np.testing.assert_allclose(tuner.diagnostics(state)["learning_rate"], 30.0, rtol=1e-5)
-    params, state = simple(tuner, 60, lambda params, step: 0.0)
+    params, state = simple(tuner, 60, lambda params, step: 0.0 * jnp.sum(params["x"]))
     assert int(state.anchor.rescued) == 3 and np.abs(params["x"]).max() < 0.1
     # Without a learning rate to lower, or where none is wanted, runs go where they go.
     for other in (OnePass(optimizers.get("adamw"), "weight_decay"), OnePass(tuner.base, rescue=math.inf)):
@@ -340,18 +346,18 @@ def test_every_method_trains_from_random_starts(name):
 
 
 def test_random_starts_are_those_of_the_seed():
-    """Every method of the study starts from the same hyperparameters and network."""
-    task = tasks.get("Linear_20")
+    """Every method of the study starts from the same hyperparameters, and every seed from others."""
     found = {}
     for name, optimizer in study_methods().items():
-        archive = sweep(task, optimizer, seeds=[3, 4], steps=10, eval_every=10)
-        drawn = [archive.curves[f"optimizer/{leaf}"][0, :, 0] for leaf in ("weight_decay", "momentum")]
-        found[name] = np.stack([*drawn, archive.curves["train/loss"][0, :, 0]])
-        assert (found[name][:, 0] != found[name][:, 1]).all()
-    for name, values in found.items():
-        np.testing.assert_allclose(values, found["Random"], rtol=1e-4, err_msg=name)
-    rates = study_methods()["Random"].init(jnp.zeros(2), key=jax.random.key(5)).drawn
-    assert set(rates) == {"inner.learning_rate", "weight_decay", "inner.momentum"}
+        states = [optimizer.init(jnp.zeros(2), key=jax.random.key(seed)) for seed in (3, 4)]
+        drawn = [{leaf.split(".")[-1]: float(x) for leaf, x in s.drawn.items()} for s in states]
+        assert drawn[0] != drawn[1]
+        told = optimizer.diagnostics(states[0])
+        for leaf, value in drawn[0].items():
+            if leaf != "factor":
+                np.testing.assert_allclose(told[leaf], value, rtol=1e-4, err_msg=name)
+        found[name] = {leaf: drawn[0][leaf] for leaf in ("learning_rate", "weight_decay", "momentum")}
+    assert all(drawn == found["Random"] for drawn in found.values())
 
 
 def test_stepped_learning_rates():
@@ -361,6 +367,65 @@ def test_stepped_learning_rates():
         updates, state = optimizer.update(jnp.ones(2), state, jnp.zeros(2))
         rates.append(-float(updates[0]))
     np.testing.assert_allclose(rates, [0.5, 0.5, 0.75, 0.75, 1.0], rtol=1e-6)
+
+
+SETTINGS = {"weight": (0.3, Space.log(1e-6, 10.0))}
+
+
+def test_settings_of_the_loss_against_finite_differences(double):
+    """One step of SGD on a penalised loss: how the validation loss after it depends on the penalty."""
+    base = wide(optimizers.get("sgd", learning_rate=0.1))
+    meta = wide(optimizers.get("sgd", learning_rate=1.0))
+    tuner = OnePass(base, (), meta=meta, every=1, lookback=1, settings=SETTINGS, rescue=math.inf)
+    params, state = start(), tuner.init(start())
+
+    def loss_at(params, settings):
+        squares = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params))
+        return loss(params, rows(1)) + 0.5 * settings["weight"] * squares
+
+    def value_fn(params, settings=None):
+        return loss_at(params, tuner.task_settings(state) if settings is None else settings)
+
+    def valid(params):
+        return loss(params, rows(99))
+
+    grads = jax.grad(value_fn)(params)
+    _, new = tuner.update(grads, state, params, value_fn=value_fn, valid_fn=valid, loss_at=loss_at, step=0)
+
+    def after(coordinate):
+        moved = jax.grad(value_fn)(params, {"weight": 10.0**coordinate})
+        rate = base.hyperparameters["learning_rate"]
+        return valid(jax.tree.map(lambda p, g: p - rate * g, params, moved))
+
+    at = jnp.float64(state.point.settings[0])
+    want = (after(at + 1e-5) - after(at - 1e-5)) / 2e-5
+    np.testing.assert_allclose((state.point.settings - new.point.settings)[0], want, rtol=1e-5)
+    with pytest.raises(OuteroptError, match="needs `loss_at`"):
+        tuner.update(grads, state, params, value_fn=value_fn, valid_fn=valid)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "name"),
+    [
+        (lambda task: SmoothedLabels(task, 10), "smoothing"),
+        (NoisyInputs, "strength"),
+        (Penalised, "weight"),
+    ],
+)
+def test_settings_of_tasks_are_tuned_in_a_sweep(wrap, name):
+    """From where they do harm; evaluation knows nothing of them."""
+    plain = tasks.get("ImageMLP_Digits_Relu32")
+    task = wrap(plain)
+    tuner = OnePass(optimizers.get("adam", learning_rate=3e-3), settings={name: (0.6, Space.log(1e-4, 1.0))})
+    archive = sweep(task, tuner, seeds=2, steps=200, eval_every=100)
+    ends = archive.curves[f"optimizer/{name}"][0]
+    np.testing.assert_allclose(ends[:, 0], 0.6, rtol=1e-5)
+    assert (ends[:, -1] < 0.5).all()
+    params, state = plain.init(jax.random.key(0))
+    batch = plain.batch("valid", jax.random.key(1))
+    assert task.loss(params, state, batch, None)[0] == plain.loss(params, state, batch, None)[0]
+    trained = task.loss(params, state, batch, jax.random.key(2))[0]
+    assert trained != plain.loss(params, state, batch, jax.random.key(2))[0]
 
 
 ADAM = optimizers.get("adam")

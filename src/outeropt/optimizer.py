@@ -55,7 +55,8 @@ class Optimizer(eqx.Module):
           **context: what the inner loop offers; ignore what is not needed. `value` (training loss at
             `params`), `grad` (as `grads`), `value_fn` (`params -> loss` on this minibatch), `value_at`
             (`(params, step) -> loss` on the minibatch of an earlier step), `valid_fn` (`params -> loss` on a
-            validation minibatch), `key` (randomness for this step), `step` (inner step, from 0).
+            validation minibatch), `loss_at` (`(params, settings) -> loss` on this minibatch, with leaves of
+            the task by name), `key` (randomness for this step), `step` (inner step, from 0).
 
         Returns:
           Updates to be ADDED to the parameters, and the next state.
@@ -94,6 +95,15 @@ class Optimizer(eqx.Module):
         """Scalars worth watching, by name: the learning rate of the moment, a controller's coefficients.
 
         Evaluations log them as `optimizer/NAME`. Their names do not change from step to step.
+        """
+        del state
+        return {}
+
+    def task_settings(self, state: OptState) -> dict[str, Array]:
+        """Values that leaves of the task should have in the training loss now, by name.
+
+        For optimizers that tune the loss (a label smoothing, the strength of an augmentation). Validation and
+        evaluation do not hear of it.
         """
         del state
         return {}

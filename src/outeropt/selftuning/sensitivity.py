@@ -83,7 +83,11 @@ class Chart:
                 raise OuteroptError(
                     f"{name} has shape {jnp.shape(leaves[name])}; only single numbers are tuned in a run."
                 )
-        return self._coordinates([space.clip(leaves[name]) for name, space in zip(self.names, self.spaces)])
+        return self.coordinates(leaves)
+
+    def coordinates(self, values: Mapping[str, Array]) -> Float[Array, " leaves"]:
+        """The coordinates of values by name, moved into their ranges."""
+        return self._stacked([space.clip(values[name]) for name, space in zip(self.names, self.spaces)])
 
     def clip(self, coordinates: Float[Array, " leaves"]) -> Float[Array, " leaves"]:
         """The nearest coordinates whose values are in range."""
@@ -93,11 +97,12 @@ class Chart:
         """The smallest and the largest coordinates."""
         low = [jnp.asarray(space.low, dtype) for space in self.spaces]
         high = [jnp.asarray(space.high, dtype) for space in self.spaces]
-        return self._coordinates(low), self._coordinates(high)
+        return self._stacked(low).astype(dtype), self._stacked(high).astype(dtype)
 
-    def _coordinates(self, values: Sequence[Array]) -> Float[Array, " leaves"]:
-        found = zip(self.spaces, self.units, values, strict=True)
-        return jnp.stack([space.to_unconstrained(value) / unit for space, unit, value in found])
+    def _stacked(self, values: Sequence[Array]) -> Float[Array, " leaves"]:
+        triples = zip(self.spaces, self.units, values, strict=True)
+        found = [space.to_unconstrained(value) / unit for space, unit, value in triples]
+        return jnp.stack(found) if found else jnp.zeros(0, jnp.float32)
 
     def values(self, coordinates: Float[Array, " leaves"]) -> dict[str, Array]:
         """The leaves' values by name."""
@@ -151,9 +156,13 @@ def chart(
         found = [Space(max(s.low, limits[0]), min(s.high, limits[1]), s.scale) for s in found]
     own = {resolve(name, optimizer.hyperparameters): ends for name, ends in (ranges or {}).items()}
     found = [Space(*own[name], s.scale) if name in own else s for name, s in zip(full, found)]
+    return Chart(full, tuple(found), units(coordinates, found))
+
+
+def units(coordinates: Coordinates, spaces: Sequence[Space]) -> tuple[float, ...]:
+    """How much of each space's unconstrained coordinate is one of these coordinates."""
     decades = coordinates == "decades"
-    units = tuple(_DECADE if decades and space.scale == "log" else 1.0 for space in found)
-    return Chart(full, tuple(found), units)
+    return tuple(_DECADE if decades and space.scale == "log" else 1.0 for space in spaces)
 
 
 def step(

@@ -1,13 +1,16 @@
 """The inner step, an unroll of it, and evaluation."""
 
+from collections.abc import Mapping
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from outeropt.optimizer import Optimizer
+from outeropt import tree
+from outeropt.optimizer import Optimizer, resolve
 from outeropt.task import SPLITS, Task
-from outeropt.tree import stack
 
 
 # Streams of one seed: batches and updates, evaluations, and initial values never share a key.
@@ -92,9 +95,13 @@ def inner_step(
     """
     batch_key, loss_key, valid_key, update_key = _step_keys(key, step)
     batch = task.batch("train", batch_key)
+    played = with_leaves(task, optimizer.task_settings(state.opt))
 
     def loss_fn(params):
-        return task.loss(params, state.model, batch, loss_key)
+        return played.loss(params, state.model, batch, loss_key)
+
+    def loss_at(params, settings):
+        return with_leaves(task, settings).loss(params, state.model, batch, loss_key)[0]
 
     def value_fn(params):
         return loss_fn(params)[0]
@@ -102,7 +109,7 @@ def inner_step(
     def value_at(params, earlier):
         # A batch is a function of its key: what an earlier step saw need not be kept.
         batch_key, loss_key, _, _ = _step_keys(key, earlier)
-        return task.loss(params, state.model, task.batch("train", batch_key), loss_key)[0]
+        return played.loss(params, state.model, task.batch("train", batch_key), loss_key)[0]
 
     def valid_fn(params):
         return task.loss(params, state.model, task.batch("valid", valid_key), None)[0]
@@ -117,6 +124,7 @@ def inner_step(
         value_fn=value_fn,
         value_at=value_at,
         valid_fn=valid_fn,
+        loss_at=loss_at,
         key=update_key,
         step=step,
     )
@@ -124,6 +132,24 @@ def inner_step(
     bad = ~jnp.isfinite(loss) & (state.diverged_at < 0)
     diverged_at = jnp.where(bad, jnp.asarray(step, jnp.int32), state.diverged_at)
     return TrainState(params, model, opt, diverged_at), loss
+
+
+def with_leaves(task: Task, values: Mapping[str, Array]) -> Task:
+    """The task with some of its numeric leaves replaced, by name.
+
+    Raises:
+      UnknownName: the task has no such leaf.
+    """
+    if not values:
+        return task
+    leaves = tree.named_leaves(eqx.filter(task, eqx.is_inexact_array))
+    full = {resolve(name, leaves): value for name, value in values.items()}
+
+    def swap(path, leaf):
+        name = tree.leaf_name(path)
+        return full[name].astype(leaf.dtype) if name in full and eqx.is_inexact_array(leaf) else leaf
+
+    return jtu.tree_map_with_path(swap, task)
 
 
 def _step_keys(key: PRNGKeyArray, step: int | Array) -> PRNGKeyArray:
@@ -173,9 +199,9 @@ def evaluate(
         keys = jax.random.split(jax.random.fold_in(step_key, index), len(SPLITS))
         batches = [task.batch(split, k) for split, k in zip(SPLITS, keys)]
         if len({str(jax.tree.map(jnp.shape, batch)) for batch in batches}) > 1:  # full batches
-            return stack([on_batch(batch) for batch in batches])
+            return tree.stack([on_batch(batch) for batch in batches])
         # All splits in one call of the loss: a third of the program to compile.
-        return jax.vmap(on_batch, axis_size=len(SPLITS))(stack(batches))
+        return jax.vmap(on_batch, axis_size=len(SPLITS))(tree.stack(batches))
 
     shapes = jax.eval_shape(on_splits, 0)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -48,6 +48,9 @@ class Wrapper(Optimizer):
     def diagnostics(self, state: OptState) -> dict[str, Array]:
         return self.inner.diagnostics(self.inner_state(state))
 
+    def task_settings(self, state: OptState) -> dict[str, Array]:
+        return self.inner.task_settings(self.inner_state(state))
+
     @property
     def spaces(self) -> dict[str, Space]:
         return {**self.own_spaces, **prefixed("inner", self.inner.spaces)}

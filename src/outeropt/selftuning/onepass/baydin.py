@@ -12,7 +12,7 @@ from outeropt.optimizers.arithmetic import inner as product
 from outeropt.optimizers.schedules import number
 from outeropt.optimizers.wrappers.base import Wrapper
 from outeropt.selftuning import sensitivity
-from outeropt.selftuning.onepass.tuner import Ranges, ranges_of
+from outeropt.selftuning.onepass.point import Ranges, ranges_of
 from outeropt.selftuning.sensitivity import Chart
 
 

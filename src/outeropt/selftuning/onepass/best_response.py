@@ -5,23 +5,15 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from outeropt.errors import OuteroptError
-from outeropt.optimizer import Optimizer
+from outeropt.optimizer import Optimizer, Params
 from outeropt.optimizers.arithmetic import inner as product
 from outeropt.optimizers.arithmetic import squared_norm
 from outeropt.selftuning import sensitivity
-from outeropt.selftuning.onepass.tuner import (
-    Point,
-    Ranges,
-    Step,
-    Tuner,
-    applied,
-    default_meta,
-    finite,
-    ranges_of,
-)
+from outeropt.selftuning.onepass.point import Point, Ranges, Settings, ranges_of, settings_of
+from outeropt.selftuning.onepass.tuner import Step, Tuner, applied, default_meta, finite
 from outeropt.selftuning.sensitivity import Coordinates, Tuned
 
 
@@ -63,6 +55,9 @@ class OnePass(Tuner):
       per_parameter: whether every parameter has a learning rate of its own. The inner update must be
         proportional to its learning rate, as it is for all common optimizers.
       rescue: how high the training loss may rise, relative to the first one; above 1, or `math.inf`.
+      settings: settings of the training loss to tune, by name, each with its start and space:
+        `{"smoothing": (0.1, Space.log(1e-4, 0.5))}`. The inner loop trains at `task_settings(state)`, and
+        offers `loss_at(params, settings)`. The validation loss does not know them.
       through: what the map is of: `"parameters"`, or `"state"` for parameters and optimizer state.
       solver: `"series"` or `"conjugate_gradient"`.
 
@@ -84,6 +79,7 @@ class OnePass(Tuner):
     ranges: Ranges = eqx.field(static=True, default=(), converter=ranges_of)
     per_parameter: bool = eqx.field(static=True, default=False)
     rescue: float = eqx.field(static=True, default=2.0)
+    settings: Settings = eqx.field(static=True, default=(), converter=settings_of)
     through: Through = eqx.field(static=True, default="parameters")
     solver: Solver = eqx.field(static=True, default="series")
 
@@ -128,14 +124,31 @@ class OnePass(Tuner):
 
         def of_shared(direction):
             def along(shared):
-                return move(Point(shared, point.own), *given)
+                return move(point._replace(shared=shared), *given)
 
             _, tangent = jax.jvp(along, (point.shared,), (direction,))
             return product(total, finite(tangent)).astype(direction.dtype)
 
         # Entry by entry, not by the pull: a sum with one entry that is not finite would be lost.
         shared = [of_shared(direction) for direction in jnp.eye(len(point.shared), dtype=point.shared.dtype)]
-        return Point(jnp.stack(shared) if shared else point.shared, pull(total)[0].own)
+        pulled, _, of_grads, *_ = pull(total)
+        return Point(
+            jnp.stack(shared) if shared else point.shared,
+            pulled.own,
+            self._of_settings(point.settings, finite(of_grads), step) if self.settings else point.settings,
+        )
+
+    def _of_settings(self, at: Array, of_grads: Params, step: Step) -> Array:
+        """What the gradient's dependence on the loss's settings does, by what the gradient does."""
+        loss_at, chart = step.ask("loss_at"), self._charts().settings
+
+        def along(settings):
+            def loss(params):
+                return loss_at(params, chart.values(settings))
+
+            return product(jax.grad(loss)(step.params), of_grads)
+
+        return jax.grad(along)(at)
 
 
 def _series(back, start, terms):

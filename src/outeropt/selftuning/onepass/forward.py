@@ -9,16 +9,8 @@ from outeropt.errors import OuteroptError
 from outeropt.optimizer import Optimizer, OptState, Params
 from outeropt.optimizers.arithmetic import inner as product
 from outeropt.selftuning import sensitivity
-from outeropt.selftuning.onepass.tuner import (
-    Point,
-    Ranges,
-    Step,
-    Tuner,
-    applied,
-    default_meta,
-    finite,
-    ranges_of,
-)
+from outeropt.selftuning.onepass.point import Point, Ranges, Settings, ranges_of
+from outeropt.selftuning.onepass.tuner import Step, Tuner, applied, default_meta, finite
 from outeropt.selftuning.sensitivity import Coordinates, Tuned
 
 
@@ -59,6 +51,7 @@ class ForwardMode(Tuner):
     ranges: Ranges = eqx.field(static=True, default=(), converter=ranges_of)
     per_parameter: bool = eqx.field(static=True, init=False, default=False)
     rescue: float = eqx.field(static=True, default=2.0)
+    settings: Settings = eqx.field(static=True, init=False, default=())
 
     def __check_init__(self):
         if not 0 <= self.decay <= 1:
@@ -76,7 +69,7 @@ class ForwardMode(Tuner):
             value, grads = jax.value_and_grad(loss)(params)
             context = {**step.context, "value": value, "grad": grads}
             base = eqx.combine(floats, rest)
-            updates, base = self.play(Point(shared, None), grads, base, params, context)
+            updates, base = self.play(point._replace(shared=shared), grads, base, params, context)
             return applied(params, updates), eqx.filter(base, eqx.is_inexact_array)
 
         _, push = jax.linearize(map_of, step.params, floats, point.shared)
@@ -91,4 +84,4 @@ class ForwardMode(Tuner):
     def hypergradient(self, point: Point, step: Step, memory: PyTree) -> Point:
         slope = jax.grad(step.ask("valid_fn"))(step.moved)
         found = [product(slope, carried[0]).astype(point.shared.dtype) for carried in memory]
-        return Point(jnp.stack(found), None)
+        return Point(jnp.stack(found), None, jnp.zeros_like(point.settings))

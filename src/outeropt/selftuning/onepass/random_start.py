@@ -99,6 +99,9 @@ class RandomStart(Wrapper):
         """The inner optimizer at what was drawn, after its run; it draws no more."""
         return self._at(state.drawn).after(state.inner)
 
+    def task_settings(self, state: OptState) -> dict[str, Array]:
+        return self._at(state.drawn).task_settings(state.inner)
+
     def diagnostics(self, state: OptState) -> dict[str, Array]:
         """What was drawn, by the last part of its name, or where the inner optimizer says that it is now."""
         told = self._at(state.drawn).diagnostics(state.inner)

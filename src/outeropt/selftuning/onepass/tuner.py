@@ -3,44 +3,23 @@
 import abc
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jax.core import Tracer
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from outeropt import optimizers, tree
 from outeropt.errors import OuteroptError
-from outeropt.optimizer import Optimizer, OptState, Params, resolve
+from outeropt.optimizer import Optimizer, OptState, Params
 from outeropt.optimizers.wrappers.base import prefixed
 from outeropt.selftuning import sensitivity
+from outeropt.selftuning.onepass.point import Charts, Point, Ranges, Settings, is_rate
 from outeropt.selftuning.onepass.rescue import Anchor
-from outeropt.selftuning.sensitivity import Chart, Coordinates, Tuned
+from outeropt.selftuning.sensitivity import Coordinates, Tuned
 from outeropt.space import Space
-
-
-_DECADE = math.log(10.0)
-
-Ranges = tuple[tuple[str, tuple[float, float]], ...]
-
-
-def ranges_of(given: Mapping[str, tuple[float, float]] | Ranges) -> Ranges:
-    """Ranges by name in a form that can be hashed."""
-    pairs = given.items() if isinstance(given, Mapping) else given
-    return tuple((name, (float(low), float(high))) for name, (low, high) in pairs)
-
-
-class Point(NamedTuple):
-    """Where the tuned leaves are.
-
-    Attributes:
-      shared: coordinates of the leaves that all parameters share.
-      own: coordinates of the learning rate that every parameter has for itself; None where it is shared.
-    """
-
-    shared: Float[Array, " leaves"]
-    own: Params | None
 
 
 class TunerState(NamedTuple):
@@ -125,6 +104,10 @@ class Tuner(Optimizer):
     ranges: eqx.AbstractVar[Ranges]
     per_parameter: eqx.AbstractVar[bool]
     rescue: eqx.AbstractVar[float]
+    settings: eqx.AbstractVar[Settings]
+
+    needs: ClassVar[tuple[str, ...]] = ("value_fn", "valid_fn")
+    """What the inner loop must offer."""
 
     def __check_init__(self):
         if self.every < 1:
@@ -151,10 +134,7 @@ class Tuner(Optimizer):
         self, params: Params, *, num_steps: int | Array | None = None, key: PRNGKeyArray | None = None
     ) -> OptState:
         base_key, meta_key = (None, None) if key is None else jax.random.split(key)
-        shared, own = self._charts()
-        start = shared.read(self.base) if shared.names else jnp.zeros(0, jnp.float32)
-        rates = None if own is None else _spread(own.read(self.base)[0], params)
-        point = Point(start, rates)
+        point = self._charts().start(self.base, params, self.settings)
         base = self.base_at(point).init(params, num_steps=num_steps, key=base_key)
         meta = self.meta.init(point, num_steps=num_steps, key=meta_key)
         zero = jnp.zeros((), jnp.int32)
@@ -163,17 +143,20 @@ class Tuner(Optimizer):
     def update(
         self, grads: Params, state: OptState, params: Params, **context: Any
     ) -> tuple[Params, OptState]:
+        charts = self._charts()
         updates, base = self.play(state.point, grads, state.base, params, context)
         # A clock that all lanes of a sweep share: then all of them tune at once, and none of them in vain.
         number = jnp.asarray(context.get("step", state.count))
         step = Step(params, grads, state.base, applied(params, updates), number, context)
+        for name in (*self.needs, *(("loss_at",) if self.settings else ())):
+            step.ask(name)
         memory = self.remember(state.memory, step, state.point)
 
         def learn():
             signal = self.hypergradient(state.point, step, memory)
             known = tree.all_finite(signal)
             point, meta = sensitivity.learn(
-                self.meta, signal, state.meta, state.point, known, context, self.clip
+                self.meta, signal, state.meta, state.point, known, context, charts.clip
             )
             return point, meta, state.skipped + jnp.where(known, 0, 1)
 
@@ -181,13 +164,15 @@ class Tuner(Optimizer):
             return state.point, state.meta, state.skipped
 
         due = (number + 1) % self.every == 0
-        point, meta, skipped = jax.lax.cond(due, learn, wait)
+        point, meta, skipped = branch(due, learn, wait)
         anchor, value = state.anchor, context.get("value")
         if anchor is not None and value is not None:
             anchor = anchor.begun(value, state.count)
             lost = anchor.lost(value, self.rescue)
             updates, base, point = tree.where(
-                lost, (anchor.way_back(params), anchor.base, self._slower(point)), (updates, base, point)
+                lost,
+                (anchor.way_back(params), anchor.base, charts.slower(point)),
+                (updates, base, point),
             )
             anchor = anchor.moved(lost, due, params, state.base)
         return updates, TunerState(base, point, meta, memory, skipped, state.count + 1, anchor)
@@ -198,28 +183,18 @@ class Tuner(Optimizer):
         """The base optimizer's update at a point, and its next state."""
         updates, base = self.base_at(point).update(grads, base, params, **context)
         if point.own is not None:
-            rates = self._rates(point.own)
+            rates = self._charts().rates(point.own)
             updates = jax.tree.map(lambda rate, u: rate.astype(u.dtype) * u, rates, updates)
         return updates, base
 
     def base_at(self, point: Point) -> Optimizer:
         """The base optimizer at a point; with learning rates of their own, at a learning rate of 1."""
-        shared, own = self._charts()
-        base = shared.write(self.base, point.shared) if shared.names else self.base
-        return base if own is None else base.replace({own.names[0]: 1.0})
+        charts = self._charts()
+        base = charts.shared.write(self.base, point.shared)
+        return base if charts.own is None else base.replace({charts.own.names[0]: 1.0})
 
-    def clip(self, point: Point) -> Point:
-        """The nearest point in range."""
-        shared, own = self._charts()
-        moved = shared.clip(point.shared) if shared.names else point.shared
-        if own is None:
-            return Point(moved, None)
-
-        def within(leaf):
-            low, high = own.ends(leaf.dtype)
-            return jnp.clip(leaf, low[0], high[0])
-
-        return Point(moved, jax.tree.map(within, point.own))
+    def task_settings(self, state: OptState) -> dict[str, Array]:
+        return self._charts().settings.values(state.point.settings)
 
     def eval_params(self, state: OptState, params: Params) -> Params:
         return self.base.eval_params(state.base, params)
@@ -247,20 +222,20 @@ class Tuner(Optimizer):
         return self.base
 
     def after(self, state: OptState) -> Optimizer:
-        base = self.base.after(state.base)
-        shared, own = self._charts()
-        base = shared.write(base, state.point.shared) if shared.names else base
-        if own is not None:
-            base = base.replace({own.names[0]: self._middle(state.point)})
+        base, charts = self.base.after(state.base), self._charts()
+        base = charts.shared.write(base, state.point.shared)
+        if charts.own is not None:
+            base = base.replace({charts.own.names[0]: charts.middle(state.point.own)})
         both = base, self.meta.after(state.meta)
         return eqx.tree_at(lambda tuner: (tuner.base, tuner.meta), self, both)
 
     def diagnostics(self, state: OptState) -> dict[str, Array]:
         """The tuned leaves by name (a geometric mean where each has its own), `skipped` and `rescued`."""
-        shared, own = self._charts()
-        found = {**self.base.diagnostics(state.base), **shared.values(state.point.shared)}
-        if own is not None:
-            found[own.names[0]] = self._middle(state.point)
+        charts, point = self._charts(), state.point
+        found = {**self.base.diagnostics(state.base), **charts.shared.values(point.shared)}
+        if charts.own is not None:
+            found[charts.own.names[0]] = charts.middle(point.own)
+        found |= charts.settings.values(point.settings)
         short = {_short(name, found): value for name, value in found.items()}
         rescued = {} if state.anchor is None else {"rescued": state.anchor.rescued}
         return {**short, "skipped": state.skipped, **rescued}
@@ -270,49 +245,19 @@ class Tuner(Optimizer):
         return {**prefixed("base", self.base.spaces), **prefixed("meta", self.meta.spaces)}
 
     def _anchor(self, params: Params, base: OptState) -> Anchor | None:
-        rates = [name for name in self.tune if name.split(".")[-1] == "learning_rate"]
-        return Anchor.at(params, base) if rates and self.rescue < math.inf else None
+        return Anchor.at(params, base) if any(map(is_rate, self.tune)) and self.rescue < math.inf else None
 
-    def _slower(self, point: Point) -> Point:
-        """The point with a tenth of the learning rate."""
-        shared, own = self._charts()
-        names = [name.split(".")[-1] == "learning_rate" for name in shared.names]
-        decade = jnp.asarray([_DECADE / unit for unit in shared.units], point.shared.dtype)
-        moved = jnp.where(jnp.asarray(names, bool), point.shared - decade, point.shared)
-        if own is not None:
-            step = _DECADE / own.units[0]
-            return self.clip(Point(moved, jax.tree.map(lambda leaf: leaf - step, point.own)))
-        return self.clip(Point(moved, None))
+    def _charts(self) -> Charts:
+        return Charts.of(
+            self.base, self.tune, self.coordinates, self.ranges, self.per_parameter, self.settings
+        )
 
-    def _rates(self, own: Params) -> Params:
-        _, chart = self._charts()
-        assert chart is not None
-        return jax.tree.map(lambda leaf: chart.value(0, leaf), own)
 
-    def _middle(self, point: Point) -> Float[Array, ""]:
-        leaves = [leaf.ravel() for leaf in jax.tree.leaves(point.own)]
-        _, chart = self._charts()
-        assert chart is not None
-        return chart.value(0, jnp.mean(jnp.concatenate(leaves)))
-
-    def _charts(self) -> tuple[Chart, Chart | None]:
-        """Coordinates of the shared leaves, and of the learning rate that each parameter has for itself."""
-        full = [resolve(name, self.base.hyperparameters) for name in self.tune]
-        ranges = {resolve(name, self.base.hyperparameters): ends for name, ends in self.ranges}
-        own = [name for name in full if self.per_parameter and name.split(".")[-1] == "learning_rate"]
-        if self.per_parameter and len(own) != 1:
-            raise OuteroptError(
-                f"per_parameter gives every parameter its own learning_rate, which is not among {self.tune}."
-            )
-        shared = [name for name in full if name not in own]
-
-        def chart(names):
-            within = {name: ends for name, ends in ranges.items() if name in names}
-            return sensitivity.chart(self.base, names, self.coordinates, ranges=within)
-
-        if not full:
-            raise OuteroptError('No leaf is named to be tuned; name one, such as ("learning_rate",).')
-        return chart(shared) if shared else Chart((), (), ()), chart(own) if own else None
+def branch(condition: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    """`lax.cond`, without compiling anything in a loop that is not compiled itself."""
+    if isinstance(condition, Tracer):
+        return jax.lax.cond(condition, yes, no)
+    return yes() if condition else no()
 
 
 def applied(params: Params, updates: Params) -> Params:
@@ -327,11 +272,6 @@ def finite(values: PyTree) -> PyTree:
     nothing of a sum.
     """
     return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0.0), values)
-
-
-def _spread(value: Float[Array, ""], params: Params) -> Params:
-    """The value for every entry of the parameters."""
-    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, value), params)
 
 
 def _short(name: str, names: Mapping[str, Any]) -> str:

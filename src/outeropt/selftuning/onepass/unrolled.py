@@ -1,7 +1,7 @@
 """Tuning by differentiation through the last steps as they were."""
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,16 +11,8 @@ from jaxtyping import PyTree
 from outeropt.errors import OuteroptError
 from outeropt.optimizer import Optimizer, OptState, Params
 from outeropt.selftuning import sensitivity
-from outeropt.selftuning.onepass.tuner import (
-    Point,
-    Ranges,
-    Step,
-    Tuner,
-    applied,
-    default_meta,
-    finite,
-    ranges_of,
-)
+from outeropt.selftuning.onepass.point import Point, Ranges, Settings, ranges_of
+from outeropt.selftuning.onepass.tuner import Step, Tuner, applied, branch, default_meta, finite
 from outeropt.selftuning.sensitivity import Coordinates, Tuned
 
 
@@ -71,6 +63,9 @@ class Unrolled(Tuner):
     ranges: Ranges = eqx.field(static=True, default=(), converter=ranges_of)
     per_parameter: bool = eqx.field(static=True, default=False)
     rescue: float = eqx.field(static=True, default=2.0)
+    settings: Settings = eqx.field(static=True, init=False, default=())
+
+    needs: ClassVar[tuple[str, ...]] = ("value_at", "valid_fn")
 
     def __check_init__(self):
         if not 1 <= self.window <= self.every:
@@ -84,7 +79,7 @@ class Unrolled(Tuner):
 
     def remember(self, memory: PyTree, step: Step, point: Point) -> PyTree:
         begins = step.number % self.every == self.every - self.window
-        return jax.lax.cond(begins, lambda: Window(step.params, step.base), lambda: memory)
+        return branch(begins, lambda: Window(step.params, step.base), lambda: memory)
 
     def hypergradient(self, point: Point, step: Step, memory: PyTree) -> Point:
         value_at, valid = step.ask("value_at"), step.ask("valid_fn")
