@@ -46,7 +46,10 @@ def write_curves(archive: "Archive", folder: Path) -> None:
 
     with scalars(folder) as writer:
         for i, step in enumerate(archive.steps):
-            writer.log(int(step), {name: curve[0, 0, i] for name, curve in archive.curves.items()})
+            values = {name: curve[0, 0, i] for name, curve in archive.curves.items()}
+            if step == 0:
+                values.pop("inner/loss")  # of the steps since the last evaluation: there are none
+            writer.log(int(step), values)
 
 
 def write_config(config: Any, folder: Path) -> None:

@@ -6,13 +6,17 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from outeropt.data.arrays import as_float
 from outeropt.errors import ConfigError
-from outeropt.optimizers.schedules import number
 from outeropt.task import Task
 from outeropt.tasks.wrappers.augment import Wrapped
+
+
+def _number(value: ArrayLike) -> Float[Array, ""]:
+    """A leaf from a plain number."""
+    return jnp.asarray(value, jnp.float32)
 
 
 class SmoothedLabels(Wrapped):
@@ -31,7 +35,7 @@ class SmoothedLabels(Wrapped):
     name: str = eqx.field(static=True, init=False)
     task: Task
     classes: int = eqx.field(static=True)
-    smoothing: Float[Array, ""] = eqx.field(converter=number, default=0.1)
+    smoothing: Float[Array, ""] = eqx.field(converter=_number, default=0.1)
 
     def __check_init__(self):
         if self.classes < 2:
@@ -62,7 +66,7 @@ class NoisyInputs(Wrapped):
 
     name: str = eqx.field(static=True, init=False)
     task: Task
-    strength: Float[Array, ""] = eqx.field(converter=number, default=0.1)
+    strength: Float[Array, ""] = eqx.field(converter=_number, default=0.1)
 
     def __post_init__(self):
         self.name = f"{self.task.name}+noise"
@@ -88,7 +92,7 @@ class Penalised(Wrapped):
 
     name: str = eqx.field(static=True, init=False)
     task: Task
-    weight: Float[Array, ""] = eqx.field(converter=number, default=1e-4)
+    weight: Float[Array, ""] = eqx.field(converter=_number, default=1e-4)
 
     def __post_init__(self):
         self.name = f"{self.task.name}+penalised"
