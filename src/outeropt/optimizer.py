@@ -99,6 +99,14 @@ class Optimizer(eqx.Module):
         del state
         return {}
 
+    @property
+    def gradients(self) -> float:
+        """Gradients of a loss that a step takes on average, the one that it is given among them.
+
+        What a product with a Hessian, or the way back through a gradient, costs more counts as another one.
+        """
+        return 1.0
+
     def task_settings(self, state: OptState) -> dict[str, Array]:
         """Values that leaves of the task should have in the training loss now, by name.
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from outeropt import tree
 from outeropt._sweep.lanes import Device
-from outeropt._sweep.plan import Chunk, chunks, layout
+from outeropt._sweep.plan import Chunk, chunks, cost, layout
 from outeropt._sweep.runner import Protocol, Report, Runner
 from outeropt._sweep.settings import Settings, groups
 from outeropt.errors import ConfigError
@@ -77,15 +77,17 @@ def sweep(
     parts = groups(optimizers)
     described: dict[int, dict[str, float]] = {}
     ids: dict[tuple[int, int], str] = {}
+    details: dict[int, dict[str, Any]] = {}
     task_print = tree.fingerprint(task)
     for positions, settings in parts:
         described |= zip(positions, settings.describe())
+        details |= dict.fromkeys(positions, cost(task, settings[0]) | protocol.details)
         for i, position in enumerate(positions):
             optimizer = tree.fingerprint(settings[i])
             for seed in seed_list:
                 ids[position, seed] = identity(task_print, optimizer, seed, protocol)
     in_order = [described[i] for i in sorted(described)]
-    whole = _Whole(task, optimizer_name, set, protocol, seed_list, in_order, ids)
+    whole = _Whole(task, optimizer_name, set, protocol, seed_list, in_order, ids, details)
     # A setting that is given twice is run once, in its first place.
     first: dict[str, tuple[int, int]] = {}
     for place, name in ids.items():
@@ -167,6 +169,7 @@ class _Whole(NamedTuple):
     seeds: tuple[int, ...]
     settings: list[dict[str, float]]
     ids: dict[tuple[int, int], str]
+    details: dict[int, dict[str, Any]]
 
     def declare(self, store: Store, set: str) -> None:
         """Tells the store which trials the set consists of."""
@@ -210,7 +213,7 @@ class _Whole(NamedTuple):
                 eval_every=self.protocol.eval_every,
                 eval_batches=self.protocol.eval_batches,
                 last_eval_batches=self.protocol.last_eval_batches,
-                details={} if self.protocol.episodes == 1 else {"episodes": self.protocol.episodes},
+                details=self.details[place[0]],
             )
             for place, (k, j) in self.lanes(chunk, positions).items()
         }

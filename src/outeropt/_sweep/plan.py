@@ -93,6 +93,19 @@ def chunks(wanted: Sequence[tuple[int, Collection[int]]], block: Block) -> list[
     return found
 
 
+def cost(task: Task, optimizer: Optimizer) -> dict[str, float]:
+    """What a step of training costs: gradients, and bytes of optimizer state for each byte of parameters."""
+    shapes = eqx.filter_eval_shape(start, task, optimizer, jax.random.key(0), 1)
+
+    def bytes_of(pytree):
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pytree))
+
+    return {
+        "gradients": round(optimizer.gradients, 3),
+        "state": round(bytes_of(shapes.opt) / max(1, bytes_of(shapes.params)), 3),
+    }
+
+
 def is_convolutional(task: Task) -> bool:
     """Whether the task's loss convolves: batched kernels become grouped convolutions, slow on CPU."""
 

@@ -55,6 +55,11 @@ class Protocol(NamedTuple):
         return self.eval_every, self.eval_batches, self.last_eval_batches
 
     @property
+    def details(self) -> dict[str, int]:
+        """What a trial says of it beside its cadence."""
+        return {} if self.episodes == 1 else {"episodes": self.episodes}
+
+    @property
     def points(self) -> np.ndarray:
         """Inner steps of the evaluations."""
         return np.append(np.arange(0, self.steps, self.eval_every), self.steps).astype(np.int32)

@@ -100,11 +100,22 @@ def show_episodes(archives: "Sequence[Archive]") -> None:
                 *[""] * (most - len(ends)),
                 f"{row.diverged}/{row.seeds}" if row.diverged else "",
                 str(row.steps),
+                number(row.gradients),
+                number(row.state),
                 number(row.seconds),
             ]
         )
     numbers = [f"episode {i} " for i in range(1, most + 1)]
-    columns = ["optimizer", "best setting", *numbers, "diverged ", "steps ", "s a trial "]
+    columns = [
+        "optimizer",
+        "best setting",
+        *numbers,
+        "diverged ",
+        "steps ",
+        "gradients ",
+        "state ",
+        "s a trial ",
+    ]
     show_table(columns, rows, f"{archives[0].task}: train/loss at the end of each episode")
 
 

@@ -29,7 +29,8 @@ class Archive:
       eval_every: inner steps between evaluations.
       eval_batches: batches per evaluation.
       last_eval_batches: batches of the evaluation after the last step.
-      details: anything else worth keeping (machine, versions), JSON values only.
+      details: anything else worth keeping, JSON values only: `episodes`; `gradients` of a step, and `state`,
+        the bytes of optimizer state for each byte of parameters.
       ids: content hashes of the trials, strings of shape (settings, seeds), `""` for a trial that is missing
         (its curves are NaN); None where trials have no hash, as in archives of other programs.
     """

@@ -37,6 +37,8 @@ class Row:
       diverged: seeds whose last episode ended without a number.
       seeds: number of seeds.
       steps: inner steps of a trial, all episodes together.
+      gradients: gradients of a trial, the optimizer's own among them; NaN if not known.
+      state: bytes of optimizer state for each byte of parameters; NaN if not known.
       seconds: wall-clock seconds of a trial at this setting, median over seeds; NaN if not known.
     """
 
@@ -47,6 +49,8 @@ class Row:
     diverged: int
     seeds: int
     steps: int
+    gradients: float
+    state: float
     seconds: float
 
 
@@ -141,6 +145,8 @@ def _row(task: str, entry: Contestant, archive: Archive, curve: str) -> Row:
         diverged=int((~np.isfinite(ends[:, -1])).sum()),
         seeds=len(archive.seeds),
         steps=archive.num_steps,
+        gradients=archive.num_steps * archive.details.get("gradients", float("nan")),
+        state=archive.details.get("state", float("nan")),
         seconds=float(np.median(known)) if known.size else float("nan"),
     )
 

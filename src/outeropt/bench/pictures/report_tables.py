@@ -152,6 +152,8 @@ def ends(everyone: Sequence[Contestant]) -> list[dict[str, Any]]:
             "ends": [plus_minus(*end) for end in zip(row.ends.centre, row.ends.high)],
             "last": float(row.ends.centre[-1]) if np.isfinite(row.ends.centre[-1]) else "",
             "steps": row.steps,
+            "gradients": row.gradients,
+            "state": row.state,
             "seconds": row.seconds,
         }
         for row in episodes.rows(everyone)

@@ -48,6 +48,10 @@ class Wrapper(Optimizer):
     def diagnostics(self, state: OptState) -> dict[str, Array]:
         return self.inner.diagnostics(self.inner_state(state))
 
+    @property
+    def gradients(self) -> float:
+        return self.inner.gradients
+
     def task_settings(self, state: OptState) -> dict[str, Array]:
         return self.inner.task_settings(self.inner_state(state))
 

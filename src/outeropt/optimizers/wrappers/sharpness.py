@@ -29,6 +29,10 @@ class SharpnessAware(Wrapper):
 
     own_spaces: ClassVar[dict[str, Space]] = {"rho": Space.log(1e-3, 1.0, allowed=(0.0, 1e3))}
 
+    @property
+    def gradients(self) -> float:
+        return self.inner.gradients + 1.0
+
     def init(
         self, params: Params, *, num_steps: int | Array | None = None, key: PRNGKeyArray | None = None
     ) -> OptState:

@@ -305,6 +305,12 @@ class MetaOpt(Optimizer):
         return found
 
     @property
+    def gradients(self) -> float:
+        # A rollout ends in a gradient; on its way it takes one at each step, and "cf" goes back through them.
+        further = {"fake": 1, "cf1": 1 + self.horizon, "cf": 1 + 2 * self.horizon}
+        return self.base.gradients + (further[self.estimator] if self._rolls else 0)
+
+    @property
     def spaces(self) -> dict[str, Space]:
         own = {"weight_decay": spaces.WEIGHT_DECAY}
         if self.radius is not None:

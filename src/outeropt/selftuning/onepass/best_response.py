@@ -91,6 +91,11 @@ class OnePass(Tuner):
         if self.solver not in _SOLVERS:
             raise OuteroptError(f"Solvers are {' or '.join(_SOLVERS)}, not {self.solver!r}.")
 
+    @property
+    def gradients(self) -> float:
+        terms = 2 * self.lookback if self.solver == "conjugate_gradient" else self.lookback - 1
+        return self.base.gradients + (1 + 2 * terms) / self.every
+
     def hypergradient(self, point: Point, step: Step, memory: PyTree) -> Point:
         loss, valid = step.ask("value_fn"), step.ask("valid_fn")
         floats, rest = eqx.partition(step.base, eqx.is_inexact_array)

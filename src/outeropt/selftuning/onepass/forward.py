@@ -57,6 +57,10 @@ class ForwardMode(Tuner):
         if not 0 <= self.decay <= 1:
             raise OuteroptError(f"decay = {self.decay} is not allowed; give 0 to 1.")
 
+    @property
+    def gradients(self) -> float:
+        return self.base.gradients + 1 + 2 * len(self.tune) + 1 / self.every
+
     def begin(self, params: Params, inner: OptState) -> PyTree:
         both = params, eqx.filter(inner, eqx.is_inexact_array)
         return tuple(jax.tree.map(jnp.zeros_like, both) for _ in self.tune)

@@ -89,9 +89,10 @@ class Tuner(Optimizer):
     Training goes on from where it is. But where the training loss (`value`) is not finite, or has risen from
     the first one's `f` to more than `f + (rescue - 1) |f|`, the run is lost: it goes back to the last block's
     beginning, to learn at a tenth of the learning rate, if that is tuned. So a start far too high does no
-    harm. A hypergradient with a number that is not finite teaches nothing, and
-    is counted as `skipped`. The base optimizer's leaves are where a run starts; `restart` and `after` start
-    the next run from where this one ended, and `restart` keeps the meta-optimizer's state.
+    harm. A hypergradient with a number that is not finite teaches nothing, and is counted as `skipped`.
+
+    The base optimizer's leaves are where a run starts; `restart` and `after` start the next run from where
+    this one ended, and `restart` keeps the meta-optimizer's state.
 
     Subclasses are one method each: they fill in `hypergradient`, and `remember` if they need earlier steps.
     """

@@ -73,6 +73,11 @@ class Unrolled(Tuner):
                 f"window = {self.window} is not allowed; give 1 to every = {self.every} steps."
             )
 
+    @property
+    def gradients(self) -> float:
+        # Played again twice, because the first time is not kept, and gone back through.
+        return self.base.gradients + (1 + 4 * self.window) / self.every
+
     def begin(self, params: Params, inner: OptState) -> PyTree:
         # Copies: a loop that donates its buffers may not donate one twice.
         return jax.tree.map(jnp.array, Window(params, inner))
