@@ -44,7 +44,8 @@ def test_a_sweep_gives_the_same_numbers_as_training(tmp_path):
         )  # fmt: skip
         again = sweep(regression(), METAOPT, seeds=2, steps=20, episodes=3, eval_every=10, store=store)
         single = sweep(regression(), METAOPT, seeds=2, steps=60, eval_every=10, store=store)
-    assert archive.details == {"episodes": 3} == again.details and single.details == {}
+    cost = {"gradients": 1.0, "state": 7.75}
+    assert archive.details == {**cost, "episodes": 3} == again.details and single.details == cost
     np.testing.assert_array_equal(archive.curves["train/loss"], again.curves["train/loss"])
     assert np.all(archive.ids != single.ids)
     assert kept.keys() == {(0, 0), (0, 1)}
