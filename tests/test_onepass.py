@@ -282,6 +282,10 @@ def test_a_lost_run_goes_back_at_a_tenth_of_the_learning_rate():
     np.testing.assert_allclose(tuner.diagnostics(state)["learning_rate"], 30.0, rtol=1e-5)
     params, state = simple(tuner, 60, lambda params, step: 0.0 * jnp.sum(params["x"]))
     assert int(state.anchor.rescued) == 3 and np.abs(params["x"]).max() < 0.1
+    # The same where the coordinate is the learning rate itself.
+    plain = OnePass(tuner.base, every=1000, coordinates="plain")
+    _, state = simple(plain, 2, lambda params, step: 0.0 * jnp.sum(params["x"]))
+    np.testing.assert_allclose(plain.diagnostics(state)["learning_rate"], 30.0, rtol=1e-5)
     # Without a learning rate to lower, or where none is wanted, runs go where they go.
     for other in (OnePass(optimizers.get("adamw"), "weight_decay"), OnePass(tuner.base, rescue=math.inf)):
         assert other.init({"x": jnp.zeros(2)}).anchor is None

@@ -60,6 +60,9 @@ def tuning_methods() -> dict[str, Method]:
         "unrolled": Method(Unrolled, "exact derivative through the last 5 steps"),
         "unrolled-block": Method(partial(Unrolled, window=10), "exact derivative through whole blocks of 10"),
         "forward": Method(ForwardMode, "derivatives carried along with the run"),
+        "forward-fading": Method(
+            partial(ForwardMode, decay=0.99), "the same, forgetting what is over a hundred steps old"
+        ),
         "baydin": Method(_baydin, "products of successive gradients, as one-pass tuning was compared with"),
         "baydin-chain": Method(_baydin_chain, "hypergradient descent with the whole chain rule"),
     }

@@ -80,7 +80,7 @@ class Charts(NamedTuple):
         full = [resolve(name, base.hyperparameters) for name in tune]
         if not full and not settings:
             raise OuteroptError('No leaf is named to be tuned; name one, such as ("learning_rate",).')
-        own = [name for name in full if per_parameter and is_rate(name)]
+        own = [name for name in full if per_parameter and name.split(".")[-1] == "learning_rate"]
         if per_parameter and len(own) != 1:
             raise OuteroptError(
                 f"per_parameter gives every parameter its own learning_rate; it is not among {tuple(tune)}."
@@ -118,12 +118,12 @@ class Charts(NamedTuple):
 
     def slower(self, point: Point) -> Point:
         """The point with a tenth of the learning rate."""
-        steps = [_DECADE / unit * is_rate(name) for name, unit in zip(self.shared.names, self.shared.units)]
-        shared = point.shared - jnp.asarray(steps, point.shared.dtype)
-        own = point.own
+        moves = [_slower(self.shared, i) for i in range(len(self.shared.names))]
+        factors, steps = (jnp.asarray(part, point.shared.dtype) for part in zip(*moves or [(1.0, 0.0)]))
+        shared, own = factors * point.shared - steps if moves else point.shared, point.own
         if self.own is not None:
-            step = _DECADE / self.own.units[0]
-            own = jax.tree.map(lambda leaf: leaf - step, own)
+            factor, step = _slower(self.own, 0)
+            own = jax.tree.map(lambda leaf: factor * leaf - step, own)
         return self.clip(Point(shared, own, point.settings))
 
     def rates(self, own: Params) -> Params:
@@ -140,5 +140,15 @@ class Charts(NamedTuple):
 
 
 def is_rate(name: str) -> bool:
-    """Whether a leaf is a learning rate."""
-    return name.split(".")[-1] == "learning_rate"
+    """Whether a leaf is a learning rate, or the logarithm of one."""
+    return name.endswith("learning_rate")
+
+
+def _slower(chart: Chart, index: int) -> tuple[float, float]:
+    """What a coordinate is multiplied by, and what is taken off it, for a tenth of a learning rate."""
+    name, space = chart.names[index], chart.spaces[index]
+    if not is_rate(name):
+        return 1.0, 0.0
+    if space.scale == "log" or name.split(".")[-1] == "log_learning_rate":
+        return 1.0, _DECADE / chart.units[index]
+    return 0.1, 0.0
