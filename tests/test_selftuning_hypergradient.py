@@ -400,7 +400,7 @@ def test_inputs_that_are_always_zero_do_no_harm():
         (
             lambda: HypergradientDescent(optimizers.get("adam"), coordinates="log"),  # pyright: ignore
             OuteroptError,
-            "plain or space, not 'log'",
+            "plain, space, decades, not 'log'",
         ),
         (
             lambda: HypergradientDescent(optimizers.get("adam"), signal="sign"),  # pyright: ignore
