@@ -23,9 +23,9 @@ import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.special import comb
 
 from outeropt import Optimizer, Space, Task, optimizers, sweep, tasks, use_all_cores
+from outeropt.best_of import chances
 from outeropt.learned.learnable import LearnableAdam
 from outeropt.optimizers.schedules import number
 from outeropt.optimizers.wrappers.base import Wrapper
@@ -135,12 +135,6 @@ def ends(task: Task, optimizer: Optimizer, seeds: Iterable[int], steps: int) -> 
     worst = test[good].max(initial=-np.inf)
     seconds = float(archive.seconds.mean())
     return Ends(np.where(good, valid, np.inf), np.where(good, test, worst), seconds, int((~good).sum()))
-
-
-def chances(n: int) -> np.ndarray:
-    """`[k - 1, i]`: the chance that the lowest of k of n trials, drawn without replacement, is place i."""
-    k, place = np.arange(1, n + 1)[:, None], np.arange(1, n + 1)[None, :]
-    return np.asarray(comb(n - place, k - 1) / comb(n, k))
 
 
 def best_of(found: Ends, rows: np.ndarray) -> np.ndarray:

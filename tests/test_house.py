@@ -14,7 +14,7 @@ ROOT = Path(outeropt.__file__).parent
 # From the ground up. Rooms in one line are on one floor and do not import each other. On the first floor
 # `data` and `optimizer` read the contracts `task` and `space`, which therefore stand below them.
 FLOORS = (
-    ("tree", "errors", "compiling"),
+    ("tree", "errors", "compiling", "best_of"),
     ("space", "task"),
     ("optimizer", "data", "checkpoint", "progress"),
     ("optimizers", "tasks", "training", "store"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from outeropt.best_of import chances
 from outeropt.errors import OuteroptError, UnknownName
 
 
@@ -273,8 +274,6 @@ def median_band(
 def incumbent(test: Float[np.ndarray, " n"], valid: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Expected test loss of the best by validation loss of k runs drawn without replacement, for k = 1..n.
 
-    With runs sorted by validation loss, run i is the best of k with probability `C(n - i, k - 1) / C(n, k)`.
-
     Args:
       test: final test loss of each run, finite.
       valid: what runs are chosen by; one that is not finite is chosen last.
@@ -282,13 +281,7 @@ def incumbent(test: Float[np.ndarray, " n"], valid: Float[np.ndarray, " n"]) -> 
     ordered = np.asarray(test, np.float64)[
         np.argsort(np.where(np.isfinite(valid), valid, np.inf), kind="stable")
     ]
-    n, place = len(ordered), np.arange(1, len(ordered) + 1)
-    chance = np.full(n, 1 / n)
-    out = [chance @ ordered]
-    for k in range(2, n + 1):
-        chance = chance * np.clip(n - place - k + 2, 0, None) / (n - k + 1) * k / (k - 1)
-        out.append(chance @ ordered)
-    return np.array(out)
+    return chances(len(ordered)) @ ordered
 
 
 def rounded(estimate: Estimate, digits: int = 1) -> str:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from outeropt.bench import scores
 from outeropt.bench.normalizer import Normalizer
+from outeropt.best_of import chances
 
 
 if TYPE_CHECKING:
@@ -29,16 +30,7 @@ def expected_best(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     Args:
       values: a score of each trial, higher is better, finite (negate losses).
     """
-    v = np.sort(np.asarray(values, np.float64))
-    n = len(v)
-    place = np.arange(1, n + 1)
-    # The chance that place i is the largest of k, from k = 1 up: C(i-1, k-1) / C(n, k) by its ratio to k - 1.
-    chance = np.full(n, 1 / n)
-    out = [chance @ v]
-    for k in range(2, n + 1):
-        chance = chance * np.clip(place - k + 1, 0, None) / (n - k + 1) * k / (k - 1)
-        out.append(chance @ v)
-    return np.array(out)
+    return chances(len(values)) @ np.sort(np.asarray(values, np.float64))[::-1]
 
 
 def expected_best_with_replacement(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import gammaln
 
+from outeropt.best_of import chances
 from outeropt.errors import ConfigError
 
 
@@ -36,9 +36,8 @@ def expected_best_of_k(
 ) -> BestOfK:
     """Expected lowest of k scores drawn without replacement from n, exact.
 
-    With `s_1 <= ... <= s_n`, place i is the lowest of k with the chance `C(n - i, k - 1) / C(n, k)`, and the
-    expectation is the sum of `s_i` times that: the unbiased estimate for a random search of k trials (Tang et
-    al. 2020, arXiv 2004.13705). The interval is the percentile bootstrap over the n scores.
+    The unbiased estimate for a random search of k trials (`best_of.chances`; Tang et al. 2020, arXiv
+    2004.13705). The interval is the percentile bootstrap over the n scores.
 
     Args:
       scores: one for each trial, lower is better. What is not finite counts as the worst finite score.
@@ -59,20 +58,8 @@ def expected_best_of_k(
     counts = np.arange(1, n + 1) if ks is None else np.asarray(ks, np.int64)
     if counts.size and not (counts.min() >= 1 and counts.max() <= n):
         raise ConfigError(f"The best of {counts.min()} to {counts.max()} of {n} trials is not defined.")
-    chances = _chances(n, counts)
+    weights = chances(n, int(counts.max(initial=1)))[counts - 1]
     drawn = np.random.default_rng(seed).choice(values, (resamples, n))
-    spread = np.sort(drawn, axis=1) @ chances.T
+    spread = np.sort(drawn, axis=1) @ weights.T
     low, high = np.quantile(spread, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return BestOfK(counts, chances @ np.sort(values), low, high)
-
-
-def _chances(n: int, ks: Int[np.ndarray, " ks"]) -> Float[np.ndarray, "ks n"]:
-    """The chance of each place to be the lowest of k."""
-    after, k = n - np.arange(1, n + 1)[None, :], ks[:, None]
-    possible = after >= k - 1
-    ways = _log_choose(np.where(possible, after, k - 1), k - 1) - _log_choose(n, k)
-    return np.where(possible, np.exp(ways), 0.0)
-
-
-def _log_choose(n, k):
-    return gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
+    return BestOfK(counts, weights @ np.sort(values), low, high)
