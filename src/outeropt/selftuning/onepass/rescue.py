@@ -45,7 +45,7 @@ class Anchor(NamedTuple):
         """Updates that lead to the anchor."""
         return jax.tree.map(jnp.subtract, self.params, params)
 
-    def moved(self, lost: Array, due: Array, params: Params, base: OptState) -> "Anchor":
-        """The anchor at the end of a step, which moves to where a block's last step began."""
-        params, base = tree.where(due & ~lost, (params, base), (self.params, self.base))
-        return Anchor(params, base, self.first, self.rescued + jnp.where(lost, 1, 0))
+    def moved(self, lost: Array, params: Params, base: OptState) -> "Anchor":
+        """The anchor at the end of a block, which moves to where the last step began."""
+        params, base = tree.where(lost, (self.params, self.base), (params, base))
+        return self._replace(params=params, base=base)

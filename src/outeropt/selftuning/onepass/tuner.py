@@ -1,6 +1,7 @@
 """What tuners share: a base optimizer whose leaves move every few steps, against the validation loss."""
 
 import abc
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -175,7 +176,9 @@ class Tuner(Optimizer):
                 (anchor.way_back(params), anchor.base, charts.slower(point)),
                 (updates, base, point),
             )
-            anchor = anchor.moved(lost, due, params, state.base)
+            anchor = anchor._replace(rescued=anchor.rescued + jnp.where(lost, 1, 0))
+            # Copies of parameters and state are made once in a block, not at every step.
+            anchor = branch(due, functools.partial(anchor.moved, lost, params, state.base), lambda: anchor)
         return updates, TunerState(base, point, meta, memory, skipped, state.count + 1, anchor)
 
     def play(
