@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 
 from outeropt import tree
 from outeropt._sweep.lanes import Device
@@ -15,6 +14,7 @@ from outeropt._sweep.settings import Settings, groups
 from outeropt.errors import ConfigError
 from outeropt.optimizer import Optimizer
 from outeropt.store import Archive, Store, Trial
+from outeropt.store.trial import as_archive
 from outeropt.task import Task
 from outeropt.training import TrainState, cadence
 
@@ -228,23 +228,7 @@ class _Whole(NamedTuple):
 
     def archive(self, found: dict[tuple[int, int], Trial]) -> Archive:
         """The finished sweep."""
-        places = [[found[i, seed] for seed in self.seeds] for i in range(len(self.settings))]
-        return Archive(
-            task=self.task.name,
-            set=self.set or "sweep",
-            optimizer=self.optimizer_name,
-            settings=tuple(self.settings),
-            seeds=self.seeds,
-            steps=self.protocol.points,
-            curves={
-                name: np.array([[trial.curves[name] for trial in row] for row in places])
-                for name in places[0][0].curves
-            },
-            diverged_at=np.array([[trial.diverged_at for trial in row] for row in places], np.int32),
-            seconds=np.array([[trial.seconds for trial in row] for row in places], np.float32),
-            eval_every=self.protocol.eval_every,
-            eval_batches=self.protocol.eval_batches,
-            last_eval_batches=self.protocol.last_eval_batches,
-            details=dict(places[0][0].details),
-            ids=np.array([[trial.id for trial in row] for row in places]),
+        rows = [[found[i, seed] for seed in self.seeds] for i in range(len(self.settings))]
+        return as_archive(
+            rows, set=self.set or "sweep", optimizer=self.optimizer_name, settings=self.settings
         )

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from outeropt import tree
 from outeropt._sweep.engine import identity
+from outeropt._sweep.plan import cost
 from outeropt.search import trials
 from outeropt.search.domain import Point
 from outeropt.search.found import scores
@@ -38,6 +39,7 @@ class Rungs:
         settings = problem.domain.settings(problem.optimizer, points)
         self._lanes = Lanes(problem, settings, shrink)
         self._described = settings.describe()
+        self._details = cost(problem.task, settings[0]) | problem.protocol.details
         task = tree.fingerprint(problem.task)
         prints = [tree.fingerprint(settings[i]) for i in range(len(settings))]
         self._ids = {
@@ -137,7 +139,7 @@ class Rungs:
             curves,
             diverged_at,
             seconds,
-            {"stopped_of_steps": self.problem.protocol.steps} if stopped else {},
+            self._details | ({"stopped_of_steps": self.problem.protocol.steps} if stopped else {}),
         )
 
     def _train(self, places: Sequence[Place], rung: int, first: int) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from outeropt.search.lanes import Lane, Lanes
 from outeropt.search.problem import Problem
 from outeropt.store import Archive, Trial
+from outeropt.store.trial import as_archive
 
 
 def trial(
@@ -46,22 +47,9 @@ def told(lanes: Lanes, lane: Lane) -> tuple[dict[str, np.ndarray], int, float]:
 
 def archive(problem: Problem, rows: Sequence[Sequence[Trial]]) -> Archive:
     """Trials of equal length, by setting and seed, as an archive."""
-    first, protocol = rows[0][0], problem.protocol
-    return Archive(
-        task=first.task,
+    return as_archive(
+        rows,
         set=problem.set or "search",
         optimizer=problem.optimizer_name,
-        settings=tuple(dict(row[0].setting) for row in rows),
-        seeds=problem.seeds,
-        steps=first.steps,
-        curves={
-            name: np.array([[trial.curves[name] for trial in row] for row in rows]) for name in first.curves
-        },
-        diverged_at=np.array([[trial.diverged_at for trial in row] for row in rows], np.int32),
-        seconds=np.array([[trial.seconds for trial in row] for row in rows], np.float32),
-        eval_every=protocol.eval_every,
-        eval_batches=protocol.eval_batches,
-        last_eval_batches=protocol.last_eval_batches,
-        details=dict(first.details),
-        ids=np.array([[trial.id for trial in row] for row in rows]),
+        settings=[row[0].setting for row in rows],
     )

@@ -103,6 +103,38 @@ def from_archive(archive: Archive) -> Iterator[tuple[int, Trial]]:
             )
 
 
+def as_archive(
+    rows: Sequence[Sequence[Trial]], *, set: str, optimizer: str, settings: Sequence[Setting]
+) -> Archive:
+    """Trials of one task and length as an archive.
+
+    Args:
+      rows: a row for each setting, with a trial for each seed; the seeds of all rows are the same.
+      set: name of the set.
+      optimizer: name of the optimizer.
+      settings: the setting of each row.
+    """
+    first = rows[0][0]
+    return Archive(
+        task=first.task,
+        set=set,
+        optimizer=optimizer,
+        settings=tuple(dict(setting) for setting in settings),
+        seeds=tuple(trial.seed for trial in rows[0]),
+        steps=first.steps,
+        curves={
+            name: np.array([[trial.curves[name] for trial in row] for row in rows]) for name in first.curves
+        },
+        diverged_at=np.array([[trial.diverged_at for trial in row] for row in rows], np.int32),
+        seconds=np.array([[trial.seconds for trial in row] for row in rows], np.float32),
+        eval_every=first.eval_every,
+        eval_batches=first.eval_batches,
+        last_eval_batches=first.last_eval_batches,
+        details=dict(first.details),
+        ids=np.array([[trial.id for trial in row] for row in rows]),
+    )
+
+
 def setting_json(setting: Setting) -> str:
     """A setting as JSON that every reader understands: infinity is `1e999`, NaN is `null`."""
     return "{" + ", ".join(f"{json.dumps(name)}: {_value(value)}" for name, value in setting.items()) + "}"
