@@ -5,8 +5,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
-import jax.tree_util as jtu
 import optax
 from jax.core import Tracer
 from jaxtyping import Array, PRNGKeyArray, PyTree
@@ -145,12 +143,7 @@ class Optimizer(eqx.Module):
         for name, value in full.items():
             if name in spaces and not isinstance(value, Tracer):
                 spaces[name].check(name, value)
-
-        def swap(path, leaf):
-            name = tree.leaf_name(path)
-            return jnp.asarray(full[name], leaf.dtype) if eqx.is_array(leaf) and name in full else leaf
-
-        return jtu.tree_map_with_path(swap, self)
+        return tree.with_leaves(self, full)
 
     def as_optax(
         self, *, num_steps: int | None = None, key: PRNGKeyArray | None = None

@@ -80,6 +80,16 @@ def leaf_name(path: tuple[Any, ...]) -> str:
     return ".".join(parts)
 
 
+def with_leaves(tree: PyTree, values: Mapping[str, Any]) -> PyTree:
+    """The tree with some of its arrays replaced, by full name, in their own types."""
+
+    def swap(path, leaf):
+        name = leaf_name(path)
+        return jnp.asarray(values[name], leaf.dtype) if name in values and is_array(leaf) else leaf
+
+    return jtu.tree_map_with_path(swap, tree)
+
+
 def fingerprint(value: Any) -> str:
     """A content hash (hex, 32 digits) of any pytree, module, function or plain value.
 

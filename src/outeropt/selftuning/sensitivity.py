@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -114,13 +113,7 @@ class Chart:
 
     def write(self, optimizer: Optimizer, coordinates: Float[Array, " leaves"]) -> Optimizer:
         """The optimizer with its leaves at these coordinates."""
-        values = self.values(coordinates)
-
-        def swap(path, leaf):
-            name = tree.leaf_name(path)
-            return values[name].astype(leaf.dtype) if name in values else leaf
-
-        return jtu.tree_map_with_path(swap, optimizer)
+        return tree.with_leaves(optimizer, self.values(coordinates))
 
 
 def chart(

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from outeropt import tree
@@ -143,13 +142,7 @@ def with_leaves(task: Task, values: Mapping[str, Array]) -> Task:
     if not values:
         return task
     leaves = tree.named_leaves(eqx.filter(task, eqx.is_inexact_array))
-    full = {resolve(name, leaves): value for name, value in values.items()}
-
-    def swap(path, leaf):
-        name = tree.leaf_name(path)
-        return full[name].astype(leaf.dtype) if name in full and eqx.is_inexact_array(leaf) else leaf
-
-    return jtu.tree_map_with_path(swap, task)
+    return tree.with_leaves(task, {resolve(name, leaves): value for name, value in values.items()})
 
 
 def _step_keys(key: PRNGKeyArray, step: int | Array) -> PRNGKeyArray:

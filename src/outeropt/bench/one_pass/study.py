@@ -18,6 +18,7 @@ from outeropt.errors import OuteroptError, unknown_name
 from outeropt.optimizer import Optimizer
 from outeropt.selftuning import study_names
 from outeropt.store import Archive, Store
+from outeropt.tasks import regression
 from outeropt.tasks.wrappers import train_valid
 
 
@@ -55,7 +56,7 @@ METHODS: dict[str, Method] = {
     )
 }
 
-DATASETS = ("boston", "concrete", "energy", "kin8nm", "naval", "power", "wine", "yacht")
+DATASETS = regression.UCI
 
 STEPS = 4000
 

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax.tree_util as jtu
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from outeropt import tree
@@ -70,11 +69,5 @@ class Scheduled(Wrapper):
     def _now(self, now: Int[Array, "2"]) -> Optimizer:
         leaves = self.inner.hyperparameters
         full = resolve(self.name, leaves)
-        return with_leaf(self.inner, full, leaves[full] * schedules.value_at(self.schedule, now))
-
-
-def with_leaf(optimizer: Optimizer, name: str, value: Array) -> Optimizer:
-    """The optimizer with one leaf set, unchecked: a schedule may leave the leaf's space on its way."""
-    return jtu.tree_map_with_path(
-        lambda path, leaf: value if tree.leaf_name(path) == name else leaf, optimizer
-    )
+        # Unchecked: a schedule may leave the leaf's space on its way.
+        return tree.with_leaves(self.inner, {full: leaves[full] * schedules.value_at(self.schedule, now)})

@@ -100,7 +100,6 @@ def study_methods() -> dict[str, Optimizer]:
     methods = {
         "Random": plain,
         "Random_SteppedLR": optimizers.get("stepped:heavy_ball"),
-        "Random_Validation": plain,
         "Lorraine": one_pass(_WD),
         "Baydin": Baydin(plain, ranges=_kept((_LR,))),
         "Ours_LR": one_pass(_WD, _LR),

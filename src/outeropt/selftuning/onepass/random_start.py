@@ -5,8 +5,6 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import jax.tree_util as jtu
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from outeropt import tree
@@ -116,11 +114,7 @@ class RandomStart(Wrapper):
         return [resolve(name, trained if _ends(name, trained) else leaves) for name, _ in self.draws]
 
     def _at(self, drawn: Mapping[str, Array]) -> Optimizer:
-        def swap(path, leaf):
-            name = tree.leaf_name(path)
-            return jnp.asarray(drawn[name], leaf.dtype) if name in drawn else leaf
-
-        return jtu.tree_map_with_path(swap, self.inner)
+        return tree.with_leaves(self.inner, drawn)
 
 
 def _ends(name: str, leaves: Sequence[str]) -> bool:

@@ -6,11 +6,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from outeropt import tree
 from outeropt.errors import OuteroptError
 from outeropt.optimizer import Optimizer, OptState, Params, resolve
 from outeropt.optimizers.schedules import number
 from outeropt.optimizers.wrappers.base import Wrapper
-from outeropt.optimizers.wrappers.scheduled import with_leaf
 from outeropt.space import Space
 
 
@@ -79,4 +79,4 @@ class Stepped(Wrapper):
         rate = self.inner.hyperparameters[self._name()]
         times = (count // self.every).astype(rate.dtype)
         # The factor never changes, so that to keep the end in range is to keep every step there.
-        return with_leaf(self.inner, self._name(), jnp.clip(rate * self.factor**times, 1e-10, 1.0))
+        return tree.with_leaves(self.inner, {self._name(): jnp.clip(rate * self.factor**times, 1e-10, 1.0)})
