@@ -352,6 +352,11 @@ def test_moments_are_read_once_and_renewed_in_place(gpu):
     assert step.count("#stablehlo.output_operand_alias") == 2 and "alias<" not in squares
 
 
+def test_without_the_compiler_of_kernels_they_cover_nothing(monkeypatch):
+    monkeypatch.setattr(fused, "triton", None)
+    assert not fused.covers((3, 4))
+
+
 def test_what_the_kernels_cover():
     assert fused.covers((1,)) and fused.covers((100_000, 10_000))
     assert not fused.covers((0, 3)) and not fused.covers((50_000, 50_000))
