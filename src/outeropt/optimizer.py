@@ -60,6 +60,14 @@ class Optimizer(eqx.Module):
           Updates to be ADDED to the parameters, and the next state.
         """
 
+    def observe(self, grads: Params, state: OptState, params: Params, **context: Any) -> OptState:
+        """The next state where something else moves the parameters, as in a warm-up.
+
+        By default that of `update`. An optimizer that remembers its own updates keeps those parts as they
+        are.
+        """
+        return self.update(grads, state, params, **context)[1]
+
     def eval_params(self, state: OptState, params: Params) -> Params:
         """The point to evaluate at, for optimizers whose answer is not the training point (averages)."""
         del state
