@@ -1,7 +1,17 @@
 """Training as pure functions: the inner step, an unroll of it, evaluation, and a whole run."""
 
 from outeropt.training import convolution
-from outeropt.training.inner import TrainState, evaluate, inner_step, renewed, restart, start, unroll, window
+from outeropt.training.inner import (
+    TrainState,
+    evaluate,
+    inner_step,
+    renewed,
+    restart,
+    start,
+    training_loss,
+    unroll,
+    window,
+)
 from outeropt.training.run import Run, cadence, check, mask_diverged, train
 
 
@@ -19,6 +29,7 @@ __all__ = [
     "restart",
     "start",
     "train",
+    "training_loss",
     "unroll",
     "window",
 ]

@@ -106,9 +106,7 @@ def inner_step(
         return loss_fn(params)[0]
 
     def value_at(params, earlier):
-        # A batch is a function of its key: what an earlier step saw need not be kept.
-        batch_key, loss_key, _, _ = _step_keys(key, earlier)
-        return played.loss(params, state.model, task.batch("train", batch_key), loss_key)[0]
+        return training_loss(played, params, state.model, earlier, key)
 
     def valid_fn(params):
         return task.loss(params, state.model, task.batch("valid", valid_key), None)[0]
@@ -131,6 +129,17 @@ def inner_step(
     bad = ~jnp.isfinite(loss) & (state.diverged_at < 0)
     diverged_at = jnp.where(bad, jnp.asarray(step, jnp.int32), state.diverged_at)
     return TrainState(params, model, opt, diverged_at), loss
+
+
+def training_loss(
+    task: Task, params: PyTree, model: PyTree, step: int | Array, key: PRNGKeyArray
+) -> Float[Array, ""]:
+    """The loss of any parameters on the minibatch that `inner_step` draws at `step` of the run of `key`.
+
+    A batch is a function of its key: what an earlier step saw need not be kept.
+    """
+    batch_key, loss_key, _, _ = _step_keys(key, step)
+    return task.loss(params, model, task.batch("train", batch_key), loss_key)[0]
 
 
 def with_leaves(task: Task, values: Mapping[str, Array]) -> Task:
