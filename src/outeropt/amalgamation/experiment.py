@@ -105,7 +105,7 @@ class Experiment:
         checkpoint.save(self._path(f"{label}.learner"), learner)
         save_student(self._path(label), student, about)
         data = io.BytesIO()
-        np.savez_compressed(data, **logs)
+        np.savez_compressed(data, allow_pickle=False, **logs)
         (self.folder / "log").mkdir(exist_ok=True)
         _replace(self.folder / "log" / f"{label}.npz", data.getvalue())
         if best is not None:

@@ -11,6 +11,7 @@ from outeropt.amalgamation.losses import Losses
 from outeropt.amalgamation.perturbations import Perturbation, Perturbed
 from outeropt.amalgamation.race import Course, Runners
 from outeropt.optimizer import Optimizer
+from outeropt.optimizers.schedules import number
 from outeropt.task import Task
 
 
@@ -30,7 +31,7 @@ class Recipe(eqx.Module):
     losses: Losses
     perturbation: Perturbation
     outer: Optimizer
-    spread: Float[Array, ""] = eqx.field(converter=jnp.float32)
+    spread: Float[Array, ""] = eqx.field(converter=number)
     rematerialise: bool = eqx.field(static=True)
 
 

@@ -41,8 +41,8 @@ class PeriodRun:
       learner: the student and the outer optimizer's state by now.
       done: unrolls that are done, warm-ups included.
       total: all unrolls.
-      logs: arrays by name, `[tasks, outer steps]` and for teachers `[tasks, outer steps, teachers]`; NaN where
-        not done. Those of the validation begin with `validation_`.
+      logs: arrays by name, `[tasks, outer steps]`, with a last axis for teachers where there is one; NaN
+        where not done. Those of the validation begin with `validation_`.
     """
 
     def __init__(
@@ -101,13 +101,10 @@ class PeriodRun:
         if unroll == 0:
             self._runners = self._begin(kind, task, key)
         key = jax.random.fold_in(key, 1 + unroll)
-        assert self._runners is not None
         if unroll < plan.warmup:
             student, teachers = self._racers(kind)
             rate = jnp.float32(plan.warmup_rate)
-            self._runners = _warm_up(
-                self._tasks[task], student, teachers, self._runners, rate, key, plan.unroll
-            )
+            self._runners = _warm_up(self._tasks[task], student, teachers, self._at, rate, key, plan.unroll)
             note = "warm-up"
         else:
             number = episode * plan.depth + unroll - plan.warmup
@@ -122,17 +119,22 @@ class PeriodRun:
         """Mean meta-loss of the validation."""
         return float(np.mean(self.logs["validation_meta_loss"]))
 
+    @property
+    def _at(self) -> Runners:
+        assert self._runners is not None, "an episode begins with `_begin`"
+        return self._runners
+
     def _unroll(self, kind: int, task: int, plan: Plan, key: PRNGKeyArray, number: int) -> str:
         if kind == _VALIDATION:
             student = self._racers(kind)[0]
             self._runners, found = _watch(
-                self._tasks[task], self._recipe, student, self._runners, key, plan.unroll
+                self._tasks[task], self._recipe, student, self._at, key, plan.unroll
             )
             self.logs["validation_meta_loss"][task, number] = found.meta_loss
             return f"validation {float(found.meta_loss):.3f}"
         weight = jnp.float32(plan.imitation)
         self.learner, self._runners, found = _learn(
-            self._tasks[task], self._recipe, self.learner, self._runners, weight, key, plan.unroll
+            self._tasks[task], self._recipe, self.learner, self._at, weight, key, plan.unroll
         )
         self._log(task, number, found)
         return f"meta-loss {float(found.meta_loss):.3f}, imitation {float(found.imitation_loss):.2f}"

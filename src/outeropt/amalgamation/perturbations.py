@@ -26,7 +26,9 @@ def _positive(name: str) -> Callable[[Any], Any]:
 
 
 class Perturbation(eqx.Module):
-    """What happens to a student's weights or inputs; nothing, where a subclass does not say. Numbers are leaves.
+    """What happens to a student's weights or inputs; nothing, where a subclass does not say.
+
+    Its numbers are leaves.
 
     Attributes:
       attacks: how often the gradient with respect to d is taken before an outer step; each costs an unroll

@@ -1,4 +1,4 @@
-"""Amalgamation from its start to its end: `Amalgamation`, which can be looked at on the way, and `amalgamate`."""
+"""A whole amalgamation: `Amalgamation`, which can be looked at on the way, and `amalgamate`."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

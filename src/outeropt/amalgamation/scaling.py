@@ -21,12 +21,12 @@ class ScaledTask(Task):
       scale: positive factors, shaped like the task's parameters.
     """
 
+    name: str = eqx.field(static=True, init=False)
     task: Task
     scale: PyTree
 
-    @property
-    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.task.name
+    def __post_init__(self):
+        self.name = self.task.name
 
     def init(self, key: PRNGKeyArray) -> tuple[Params, ModelState]:
         params, model = self.task.init(key)

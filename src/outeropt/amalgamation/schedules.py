@@ -48,9 +48,9 @@ def check(name: str, schedule: Any, lowest: float, *, is_whole: bool = False) ->
             return {"start": schedule["start"], "factor": schedule["factor"]}
     else:
         values = list(schedule) if isinstance(schedule, list | tuple) else [schedule]
-        if values and all(_is_number(value) and value >= lowest for value in values):
-            if not is_whole or all(value == int(value) for value in values):
-                return tuple(values) if isinstance(schedule, list | tuple) else schedule
+        fits = bool(values) and all(_is_number(value) and value >= lowest for value in values)
+        if fits and (not is_whole or all(value == int(value) for value in values)):
+            return tuple(values) if isinstance(schedule, list | tuple) else schedule
     kind = "whole numbers" if is_whole else "numbers"
     raise ConfigError(
         f"{name} = {schedule!r} is not possible; give {kind} of at least {lowest:g}: one, a list such as "

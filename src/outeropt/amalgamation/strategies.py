@@ -209,9 +209,9 @@ class Repeat(Simple):
         if not records:
             return self._period(0, 0, None)
         last, before = records[-1], _attempts(records, 0, records[-1].place.period - 1)
-        if before and _too_bad(last.validation, _best(before).validation, self.threshold):
-            if not self.max_repeat or last.place.repeat + 1 < self.max_repeat:
-                return self._period(last.place.period, last.place.repeat + 1, _best(before).place)
+        failed = before and _too_bad(last.validation, _best(before).validation, self.threshold)
+        if failed and (not self.max_repeat or last.place.repeat + 1 < self.max_repeat):
+            return self._period(last.place.period, last.place.repeat + 1, _best(before).place)
         now = _attempts(records, 0, last.place.period)
         return self._period(last.place.period + 1, 0, _best(now).place)
 
@@ -224,9 +224,9 @@ class Curriculum(Strategy):
 
     Schedules follow the stage. A student is validated on the next stage, without imitation. A stage has at
     least `num_periods + 1` periods, and ends when the last `num_chances` brought nothing better. A period is
-    repeated if its validation loss is above `v + threshold |v|`, v the best of the period before; in the first
-    period of a later stage its training's meta-loss is compared with the best validation of the stage before,
-    which was the same test.
+    repeated if its validation loss is above `v + threshold |v|`, v the best of the period before; in the
+    first period of a later stage its training's meta-loss is compared with the best validation of the stage
+    before, which was the same test.
 
     Attributes:
       num_stages: stages.
