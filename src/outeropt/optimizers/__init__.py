@@ -19,10 +19,20 @@ from outeropt.optimizers.schedules import (
     Step,
     Tail,
 )
+from outeropt.optimizers.teachers.ema_momentum import EMAMomentum
+from outeropt.optimizers.teachers.sign_agreement import (
+    AdaptiveAddSign,
+    AdaptivePowerSign,
+    AddSign,
+    PowerSign,
+)
+from outeropt.optimizers.teachers.static_adam import StaticAdam
+from outeropt.optimizers.text import from_text
 from outeropt.optimizers.wrappers import (
     Accumulate,
     Averaged,
     Cautious,
+    ClipAdaptive,
     ClipByGlobalNorm,
     ClipByValue,
     DecoupledWeightDecay,
@@ -39,14 +49,19 @@ from outeropt.optimizers.wrappers import (
 
 __all__ = [
     "Accumulate",
+    "AdaptiveAddSign",
+    "AdaptivePowerSign",
+    "AddSign",
     "Averaged",
     "Cautious",
+    "ClipAdaptive",
     "ClipByGlobalNorm",
     "ClipByValue",
     "Constant",
     "Cosine",
     "DecoupledWeightDecay",
     "Description",
+    "EMAMomentum",
     "Exponential",
     "Graft",
     "InverseSqrt",
@@ -57,15 +72,18 @@ __all__ = [
     "NAdamW",
     "OptaxOptimizer",
     "PiecewiseLinear",
+    "PowerSign",
     "Schedule",
     "ScheduleFree",
     "Scheduled",
     "SharpnessAware",
+    "StaticAdam",
     "Step",
     "Tail",
     "WeightDecay",
     "describe",
     "from_optax",
+    "from_text",
     "get",
     "names",
     "opt_list",

@@ -13,6 +13,7 @@ from outeropt.optimizers import schedules, wrappers
 from outeropt.optimizers.entry import Entry, Paper, with_leaves
 from outeropt.optimizers.nesterov_adamw import NAdamW
 from outeropt.optimizers.schedules import Schedule
+from outeropt.optimizers.teachers.table import AMALGAMATION
 
 
 _METZ = Paper(
@@ -68,6 +69,9 @@ PREFIXES: dict[str, Prefix] = {
     "averaged": Prefix(wrappers.Averaged, "evaluated at an average of the parameters"),
     "cautious": Prefix(wrappers.Cautious, "only the entries of the update that agree with the gradient"),
     "clip": Prefix(wrappers.ClipByValue, "gradients clipped entry by entry"),
+    "clip_adaptive": Prefix(
+        wrappers.ClipAdaptive, "gradients of each tensor clipped to a share of the tensor's own norm"
+    ),
     "clip_norm": Prefix(wrappers.ClipByGlobalNorm, "gradients clipped by their norm"),
     "cosine": Prefix(
         schedules.Cosine, "warm-up and cosine decay of the learning rate", {"warmup_fraction": 0.05}
@@ -124,6 +128,9 @@ ALIASES: dict[str, Alias] = {
     "nadamw_cosine": Alias("cosine:nadamw_constant", _METZ),
     "nadamw_inverse_sqrt": Alias("inverse_sqrt:nadamw_constant", _METZ),
     "nadamw_linear": Alias("linear:nadamw_constant", _METZ),
+    "root_rmsprop": Alias(
+        "rmsprop", AMALGAMATION, {"learning_rate": 5e-3, "decay": 0.9, "eps": 1e-10, "eps_in_sqrt": True}
+    ),
     "sam": Alias(
         "sam:momentum",
         Paper(

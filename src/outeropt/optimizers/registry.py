@@ -16,11 +16,12 @@ from outeropt.optimizers.entry import Entry, Paper, check
 from outeropt.optimizers.own_table import ALIASES, OWN, PREFIXES, Alias, Prefix, aliases
 from outeropt.optimizers.preconditioned.table import PRECONDITIONED
 from outeropt.optimizers.table import OPTAX
+from outeropt.optimizers.teachers.table import TEACHERS
 from outeropt.optimizers.tuning_free.table import TUNING_FREE
 from outeropt.space import Space
 
 
-TABLE: dict[str, Entry] = {**OPTAX, **CONTRIB, **TUNING_FREE, **PRECONDITIONED, **OWN}
+TABLE: dict[str, Entry] = {**OPTAX, **CONTRIB, **TUNING_FREE, **PRECONDITIONED, **TEACHERS, **OWN}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,20 +195,16 @@ def describe(name: str) -> Description:
         own = {key: np.asarray(optimizer.hyperparameters[key]).tolist() for key in optimizer.spaces}
         return Description(name, paper, True, (), own, optimizer.spaces, {})
     needs: tuple[str, ...] = ("value_fn",) if name == "sam" or "sam:" in name else ()
-    paper, base = None, name.rsplit(":", 1)[-1]
-    while base in aliases():
-        paper = paper or aliases()[base].paper
-        base = aliases()[base].name.rsplit(":", 1)[-1]
-    entry = TABLE[base]
+    entry, paper = _row(name)
     defaults = {key: np.asarray(value).tolist() for key, value in optimizer.hyperparameters.items()}
     return Description(
         name=name,
-        paper=paper or entry.paper,
+        paper=paper,
         tuning_free=name in _tuning_free(),
         needs=(*entry.needs, *(need for need in needs if need not in entry.needs)),
         defaults=defaults,
         spaces=optimizer.spaces,
-        settings=_settings(name, entry),
+        settings=settings(name),
     )
 
 
@@ -216,11 +213,26 @@ def _source_word(name: str) -> str | None:
     return next((word for word in name.split(":")[:-1] if word in sources()), None)
 
 
-def _settings(name: str, entry: Entry) -> dict[str, Any]:
-    """Plain settings that `get` takes and that are no leaves, of the optimizer and of its wrappers."""
+def _row(name: str) -> tuple[Entry, Paper]:
+    """The table's row for the optimizer inside all wrappers, and the paper of the name."""
+    paper, base = None, name.rsplit(":", 1)[-1]
+    while base in aliases():
+        paper = paper or aliases()[base].paper
+        base = aliases()[base].name.rsplit(":", 1)[-1]
+    return TABLE[base], paper or TABLE[base].paper
+
+
+def settings(name: str) -> dict[str, Any]:
+    """Plain settings that `get` takes and that are no leaves, of the optimizer and of its wrappers.
+
+    Raises:
+      UnknownName: there is no such optimizer or wrapper.
+    """
+    get(name)
+    sourced = _source_word(name) is not None
     made = [PREFIXES[word] for word in name.split(":")[:-1] if word in PREFIXES]
     found = {}
-    for part in (entry, *made):
+    for part in made if sourced else (_row(name)[0], *made):
         parameters = inspect.signature(part.factory).parameters
         found |= {key: parameter.default for key, parameter in parameters.items()} | dict(part.defaults)
     return {

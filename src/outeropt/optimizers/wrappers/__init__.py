@@ -3,7 +3,7 @@
 from outeropt.optimizers.wrappers.accumulation import Accumulate
 from outeropt.optimizers.wrappers.averaging import Averaged, Lookahead
 from outeropt.optimizers.wrappers.cautious import Cautious
-from outeropt.optimizers.wrappers.clipping import ClipByGlobalNorm, ClipByValue
+from outeropt.optimizers.wrappers.clipping import ClipAdaptive, ClipByGlobalNorm, ClipByValue
 from outeropt.optimizers.wrappers.graft import Graft
 from outeropt.optimizers.wrappers.mars import Mars
 from outeropt.optimizers.wrappers.mechanic import Mechanic
@@ -17,6 +17,7 @@ __all__ = [
     "Accumulate",
     "Averaged",
     "Cautious",
+    "ClipAdaptive",
     "ClipByGlobalNorm",
     "ClipByValue",
     "DecoupledWeightDecay",

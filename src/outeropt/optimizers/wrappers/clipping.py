@@ -73,3 +73,37 @@ class ClipByGlobalNorm(Wrapper):
         size = norm(grads)
         factor = jnp.where(size > self.max_norm, ratio(self.max_norm, size), 1.0)
         return self.inner.update(scale(factor, grads), state, params, **context)
+
+
+class ClipAdaptive(Wrapper):
+    """Gives the inner optimizer gradients that are short beside their tensors.
+
+    Each tensor's gradient becomes `g * min(1, max_ratio * max(|W|, 1e-3) / |g|)`, with the Euclidean norms of
+    the whole tensor and of its gradient. Brock, De, Smith and Simonyan, "High-performance large-scale image
+    recognition without normalization", 2021, arXiv 2102.06171, equation 3 with the norms of whole tensors
+    instead of rows, as Huang et al., "Optimizer amalgamation", 2022, arXiv 2203.06474, meta-train. The
+    context is passed on as it is: `grad` there stays the raw gradient.
+
+    Attributes:
+      inner: the optimizer inside.
+      max_ratio: longest gradient relative to its tensor, at least 0.
+    """
+
+    inner: Optimizer
+    max_ratio: Float[Array, ""] = eqx.field(converter=number, default=0.1)
+
+    own_spaces: ClassVar[dict[str, Space]] = {"max_ratio": Space.log(1e-3, 1.0, allowed=(0.0, 1e30))}
+
+    def init(
+        self, params: Params, *, num_steps: int | Array | None = None, key: PRNGKeyArray | None = None
+    ) -> OptState:
+        return self.inner.init(params, num_steps=num_steps, key=key)
+
+    def update(
+        self, grads: Params, state: OptState, params: Params, **context: Any
+    ) -> tuple[Params, OptState]:
+        def clip(grad, param):
+            size, limit = norm(grad), self.max_ratio * jnp.maximum(norm(param), 1e-3)
+            return scale(jnp.where(size > limit, ratio(limit, size), 1.0), grad)
+
+        return self.inner.update(jax.tree.map(clip, grads, params), state, params, **context)
