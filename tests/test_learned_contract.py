@@ -35,6 +35,7 @@ SMALL = {
     "HyperV2": {"lstm_hidden_size": 4, "param_inits": 3, "ff_hidden_size": 3, "ff_hidden_layers": 1},
     "Celo2": {"hidden_size": 3, "hidden_layers": 1, "exp_mult": 0.1},
     "CoordinateLSTM": {"hidden_sizes": (4, 3)},
+    "RNNProp": {"hidden_sizes": (4, 3)},
     "ScaleBasic": {"hidden_sizes": (4, 3)},
     "ScaleHierarchical": {"param_units": 4, "tensor_units": 3, "global_units": 3, "timescales": 2},
 }
@@ -56,6 +57,7 @@ IN_TABLE = {
 IN_FILES = {
     "Celo2": ("celo2/orthogonal.npz", "theta/"),
     "CoordinateLSTM": ("amalgamation/updates_dmoptimizer.npz", "weights/"),
+    "RNNProp": ("amalgamation/updates_rnnprop_random.npz", "weights/"),
     "ScaleBasic": ("amalgamation/updates_scale_basic_as_shipped.npz", "weights/"),
     "ScaleHierarchical": ("amalgamation/updates_scale_hierarchical.npz", "weights/"),
 }
@@ -274,7 +276,8 @@ def test_trains(name):
 def test_sizes_that_make_no_network_are_refused(name):
     kind = ARCHITECTURES[name]
     settings = learned.build(name, {}).settings
-    for setting in (key for key, value in settings.items() if type(value) is int):
+    counts = {key for key, value in settings.items() if type(value) is int} - {"warmup_steps"}
+    for setting in sorted(counts):
         with pytest.raises(ConfigError, match=f"^{setting} must be at least 1, not 0"):
             kind(**{setting: 0})
 

@@ -56,7 +56,10 @@ def joined(arrays, when, part):
 
 
 def of_lstms(state):
-    return {f"lstm{index}.{part}": rows for index, pair in enumerate(state) for part, rows in zip("hc", pair)}
+    """Recorded names of the parts of an LSTM stack's state, whose coordinates are in the second axis."""
+    return {
+        f"lstm{layer}.{part}": half.T for layer, pair in enumerate(state) for part, half in zip("hc", pair)
+    }
 
 
 @functools.partial(jax.jit, static_argnames="restart")
@@ -204,7 +207,7 @@ def test_log_preprocessing_is_the_papers():
         np.where(large, np.sign(grad), np.exp(10) * grad),
     ]
     values, slopes = jax.jvp(log_preprocess, (jnp.asarray(grad),), (jnp.ones(9),))
-    close(values, np.stack(wanted, axis=1))
+    close(values, np.stack(wanted))
     assert np.isfinite(slopes).all()
 
 
@@ -212,7 +215,7 @@ def test_log_preprocessing_is_what_the_network_reads():
     optimizer, grad = small("lstm_log"), jnp.asarray([3.0, -1e-3, 0.0])
     updates, _ = optimizer.update(grad, optimizer.init(grad), grad)
     out, _ = optimizer.lstms(log_preprocess(grad), optimizer.lstms.zeros(3))
-    close(updates, -optimizer.output_scale * optimizer.head(out)[:, 0])
+    close(updates, -optimizer.output_scale * optimizer.head.by_features(out)[0])
 
 
 @each

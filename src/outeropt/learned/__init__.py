@@ -3,6 +3,7 @@
 from outeropt.learned.architectures import ARCHITECTURES, paper
 from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.coordinatewise.coordinate_lstm import CoordinateLSTM
+from outeropt.learned.coordinatewise.rnnprop import RNNProp
 from outeropt.learned.coordinatewise.scale_basic import ScaleBasic
 from outeropt.learned.coordinatewise.scale_hierarchical import ScaleHierarchical
 from outeropt.learned.files import about, build, load, names
@@ -34,6 +35,7 @@ __all__ = [
     "MLPNominal",
     "NNAdam",
     "PerParameterMLP",
+    "RNNProp",
     "ScaleBasic",
     "ScaleHierarchical",
     "about",

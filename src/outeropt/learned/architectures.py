@@ -3,6 +3,7 @@
 from outeropt.errors import unknown_name
 from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.coordinatewise.coordinate_lstm import CoordinateLSTM
+from outeropt.learned.coordinatewise.rnnprop import RNNProp
 from outeropt.learned.coordinatewise.scale_basic import ScaleBasic
 from outeropt.learned.coordinatewise.scale_hierarchical import ScaleHierarchical
 from outeropt.learned.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
@@ -61,6 +62,12 @@ _PAPERS: dict[type[LearnedOptimizer], Paper] = {
         "Andrychowicz and others",
         2016,
         "1606.04474",
+    ),
+    RNNProp: Paper(
+        "Learning gradient descent: better generalization and longer horizons",
+        "Lv, Jiang and Li",
+        2017,
+        "1703.03633",
     ),
     ScaleBasic: _WICHROWSKA,
     ScaleHierarchical: _WICHROWSKA,

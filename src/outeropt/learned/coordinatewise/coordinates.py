@@ -1,7 +1,7 @@
-"""All coordinates of all tensors as the rows of one array, for networks that look at each coordinate alone.
+"""All coordinates of all tensors in one array, for networks that look at each coordinate alone.
 
 Coordinates stand in the order of the pytree's leaves, each leaf flattened in C order. One wide call of a
-network on `[coordinates, features]` replaces a call for each tensor.
+network, on `[features, coordinates]` or `[coordinates, features]`, replaces a call for each tensor.
 """
 
 import math

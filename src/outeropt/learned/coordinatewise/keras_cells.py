@@ -26,7 +26,7 @@ from outeropt.learned.networks import LSTM, Linear
 
 
 # For each layer the hidden state, which is also its output, and the cell.
-LSTMState = tuple[tuple[Float[Array, "*batch hidden"], Float[Array, "*batch hidden"]], ...]
+LSTMState = tuple[tuple[Float[Array, "hidden coordinates"], Float[Array, "hidden coordinates"]], ...]
 
 _glorot_uniform = jax.nn.initializers.glorot_uniform()
 _orthogonal = jax.nn.initializers.orthogonal()
@@ -41,6 +41,10 @@ def dense(inputs: int, outputs: int, key: PRNGKeyArray) -> Linear:
 class LSTMStack(eqx.Module):
     """LSTMs, each reading the hidden state of the one before (Hochreiter and Schmidhuber 1997).
 
+    They run on many coordinates at once. Features stand in the first axis, coordinates in the second, and for
+    derivatives only inputs and states are kept: the way back computes the gates anew, which takes less time
+    than to read them from memory (benchmarks/coordinatewise.py).
+
     Kernels are Glorot-uniform at first, recurrent kernels have orthonormal rows, and biases are zero but for
     the forget gate's, which is 1.
 
@@ -53,31 +57,52 @@ class LSTMStack(eqx.Module):
 
     def __init__(self, inputs: int, hidden_sizes: tuple[int, ...], key: PRNGKeyArray):
         """Raises `ConfigError` unless `hidden_sizes` holds a positive size for each of at least one layer."""
-        if not hidden_sizes or min(hidden_sizes) < 1:
-            raise ConfigError(
-                f"hidden_sizes = {hidden_sizes} gives no stack of LSTMs; give a positive size for each "
-                "layer, such as (20, 20)."
-            )
-        keys = jax.random.split(key, len(hidden_sizes))
-        before = (inputs, *hidden_sizes[:-1])
-        self.layers = tuple(_lstm(n, hidden, k) for n, hidden, k in zip(before, hidden_sizes, keys))
+        self.layers = _layers((inputs, *hidden_sizes[:-1]), hidden_sizes, key)
 
-    def zeros(self, *batch: int) -> LSTMState:
-        """The state before the first input, for a batch of this shape."""
-        hidden = [layer.gates.bias.shape[-1] // 4 for layer in self.layers]
-        return tuple(
-            (jnp.zeros((*batch, n), jnp.float32), jnp.zeros((*batch, n), jnp.float32)) for n in hidden
-        )
+    def zeros(self, coordinates: int) -> LSTMState:
+        """The state before the first input."""
+        return _zeros(self.layers, coordinates)
 
+    @jax.checkpoint
     def __call__(
-        self, x: Float[Array, "*batch inputs"], state: LSTMState
-    ) -> tuple[Float[Array, "*batch hidden"], LSTMState]:
+        self, x: Float[Array, "inputs coordinates"], state: LSTMState
+    ) -> tuple[Float[Array, "hidden coordinates"], LSTMState]:
         """The hidden state of the last layer, and the next state."""
         following = []
         for layer, last in zip(self.layers, state):
-            following.append(layer(x, last))
+            following.append(layer.by_features(x, last))
             x = following[-1][0]
         return x, tuple(following)
+
+
+class ShortcutLSTMStack(eqx.Module):
+    """As `LSTMStack`, but every layer after the first reads the inputs as well, and so does who comes next.
+
+    Attributes:
+      layers: from the inputs to the output.
+    """
+
+    layers: tuple[LSTM, ...]
+
+    def __init__(self, inputs: int, hidden_sizes: tuple[int, ...], key: PRNGKeyArray):
+        """Raises `ConfigError` unless `hidden_sizes` holds a positive size for each of at least one layer."""
+        before = (inputs, *(hidden + inputs for hidden in hidden_sizes[:-1]))
+        self.layers = _layers(before, hidden_sizes, key)
+
+    def zeros(self, coordinates: int) -> LSTMState:
+        """The state before the first input."""
+        return _zeros(self.layers, coordinates)
+
+    @jax.checkpoint
+    def __call__(
+        self, x: Float[Array, "inputs coordinates"], state: LSTMState
+    ) -> tuple[Float[Array, "hidden_and_inputs coordinates"], LSTMState]:
+        """The hidden state of the last layer and below it the inputs, and the next state."""
+        following, out = [], x
+        for layer, last in zip(self.layers, state):
+            following.append(layer.by_features(out, last))
+            out = jnp.concatenate([following[-1][0], x])
+        return out, tuple(following)
 
 
 class GRU(eqx.Module):
@@ -177,6 +202,22 @@ def with_gates(arrays: Mapping[str, Array | np.ndarray], layers: int) -> dict[st
         converted[f"{name}.gates.weight"] = np.concatenate([i, c, f, o], axis=1)[:-1]
         converted[f"{name}.gates.bias"] = np.concatenate([i, c, f, o], axis=1)[-1]
     return converted
+
+
+def _layers(inputs: tuple[int, ...], hidden_sizes: tuple[int, ...], key: PRNGKeyArray) -> tuple[LSTM, ...]:
+    if not hidden_sizes or min(hidden_sizes) < 1:
+        raise ConfigError(
+            f"hidden_sizes = {hidden_sizes} gives no stack of LSTMs; give a positive size for each "
+            "layer, such as (20, 20)."
+        )
+    keys = jax.random.split(key, len(hidden_sizes))
+    return tuple(_lstm(n, hidden, k) for n, hidden, k in zip(inputs, hidden_sizes, keys))
+
+
+def _zeros(layers: tuple[LSTM, ...], coordinates: int) -> LSTMState:
+    shapes = [(layer.gates.bias.shape[-1] // 4, coordinates) for layer in layers]
+    # Each an array of its own: a state with shared arrays could not be donated.
+    return tuple((jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)) for shape in shapes)
 
 
 def _lstm(inputs: int, hidden: int, key: PRNGKeyArray) -> LSTM:

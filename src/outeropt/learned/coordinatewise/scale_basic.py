@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.coordinatewise import coordinates, keras_cells
+from outeropt.learned.coordinatewise.base import Coordinatewise, check_warm_up
 from outeropt.learned.coordinatewise.keras_cells import LSTMStack, LSTMState
 from outeropt.learned.networks import Linear
 from outeropt.optimizer import Params
@@ -32,7 +32,7 @@ class ScaleBasicState(NamedTuple):
     rate: Float[Array, " coordinates"]
 
 
-class ScaleBasic(LearnedOptimizer):
+class ScaleBasic(Coordinatewise):
     """The coordinatewise optimizer in the code of "Learned optimizers that scale and generalize".
 
     For each coordinate by itself, with weights that all share:
@@ -53,6 +53,8 @@ class ScaleBasic(LearnedOptimizer):
       hidden_sizes: hidden units of each layer.
       initial_rates: lowest and highest initial rate; each coordinate's is log-uniform between them, drawn
         from the `key` of `init`.
+      warmup_steps: see `Coordinatewise`.
+      warmup_rate: see `Coordinatewise`.
     """
 
     lstms: LSTMStack
@@ -61,6 +63,8 @@ class ScaleBasic(LearnedOptimizer):
     rate_change: Linear
     hidden_sizes: tuple[int, ...] = eqx.field(static=True)
     initial_rates: tuple[float, float] = eqx.field(static=True)
+    warmup_steps: int = eqx.field(static=True)
+    warmup_rate: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -68,17 +72,20 @@ class ScaleBasic(LearnedOptimizer):
         key: PRNGKeyArray | None = None,
         hidden_sizes: tuple[int, ...] = (20, 20),
         initial_rates: tuple[float, float] = (1.0, 1.0),
+        warmup_steps: int = 0,
+        warmup_rate: float = 0.05,
     ):
-        """Raises `ConfigError` for sizes that are not positive, or rates that are no positive range."""
+        """Raises `ConfigError` for sizes that are not positive, rates that are no range, or no warm-up."""
         self.hidden_sizes = tuple(hidden_sizes)
         self.initial_rates = coordinates.rate_bounds(initial_rates)
+        self.warmup_steps, self.warmup_rate = check_warm_up(warmup_steps, warmup_rate)
         keys = jax.random.split(jax.random.key(0) if key is None else key, 4)
         self.lstms = LSTMStack(1, self.hidden_sizes, keys[0])
         self.head, self.decay, self.rate_change = (
             keras_cells.dense(self.hidden_sizes[-1], 1, k) for k in keys[1:]
         )
 
-    def init(
+    def start(
         self, params: Params, *, num_steps: int | Array | None = None, key: PRNGKeyArray | None = None
     ) -> ScaleBasicState:
         del num_steps
@@ -87,17 +94,21 @@ class ScaleBasic(LearnedOptimizer):
         rate = jnp.exp(coordinates.log_rates(self.initial_rates, count, key))
         return ScaleBasicState(self.lstms.zeros(count), square, decay, rate)
 
-    def update(
+    def step(
         self, grads: Params, state: ScaleBasicState, params: Params, **context: Any
     ) -> tuple[Params, ScaleBasicState]:
         del context
         grad = coordinates.flatten(grads)
-        square = (1.0 - state.decay) * jnp.square(grad) + state.decay * state.square
-        out, lstms = self.lstms((grad * jax.lax.rsqrt(square + 1e-16))[:, None], state.lstms)
-        decay = jax.nn.sigmoid(self.decay(out)[:, 0])
-        rate = 2.0 * jax.nn.sigmoid(self.rate_change(out)[:, 0]) * state.rate
-        updates = coordinates.restore(-rate * self.head(out)[:, 0], params)
+        square = _averaged(grad, state)
+        out, lstms = self.lstms((grad * jax.lax.rsqrt(square + 1e-16))[None], state.lstms)
+        decay = jax.nn.sigmoid(self.decay.by_features(out)[0])
+        rate = 2.0 * jax.nn.sigmoid(self.rate_change.by_features(out)[0]) * state.rate
+        updates = coordinates.restore(-rate * self.head.by_features(out)[0], params)
         return updates, ScaleBasicState(lstms, square, decay, rate)
+
+    def watch(self, grads: Params, state: ScaleBasicState, params: Params, **context: Any) -> ScaleBasicState:
+        del params, context
+        return state._replace(square=_averaged(coordinates.flatten(grads), state))
 
     @property
     def published_names(self) -> dict[str, str]:
@@ -110,3 +121,8 @@ class ScaleBasic(LearnedOptimizer):
 
     def from_published(self, arrays: Mapping[str, Array | np.ndarray]) -> Self:
         return super().from_published(keras_cells.with_gates(arrays, len(self.hidden_sizes)))
+
+
+def _averaged(grad: Float[Array, " coordinates"], state: ScaleBasicState) -> Float[Array, " coordinates"]:
+    """The next average of the square."""
+    return (1.0 - state.decay) * jnp.square(grad) + state.decay * state.square

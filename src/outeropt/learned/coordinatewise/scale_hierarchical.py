@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from outeropt.errors import ConfigError
-from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.coordinatewise import coordinates, keras_cells
+from outeropt.learned.coordinatewise.base import Coordinatewise, check_warm_up
 from outeropt.learned.coordinatewise.keras_cells import GRU
 from outeropt.learned.networks import Linear, check_sizes
 from outeropt.optimizer import Params
@@ -39,7 +39,7 @@ class ScaleHierarchicalState(NamedTuple):
     global_hidden: Float[Array, " global_units"]
 
 
-class ScaleHierarchical(LearnedOptimizer):
+class ScaleHierarchical(Coordinatewise):
     """Gated recurrent units on three levels that choose direction, rate and averaging of each coordinate.
 
     With p, t, w the hidden states of parameter, tensor and whole, for each time scale s = 0 .. S - 1:
@@ -75,6 +75,8 @@ class ScaleHierarchical(LearnedOptimizer):
         from the `key` of `init`.
       rate_offset: added to every rate.
       eps: added to the averages of g^2, positive.
+      warmup_steps: see `Coordinatewise`.
+      warmup_rate: see `Coordinatewise`.
     """
 
     param_gru: GRU
@@ -93,6 +95,8 @@ class ScaleHierarchical(LearnedOptimizer):
     initial_rates: tuple[float, float] = eqx.field(static=True)
     rate_offset: float = eqx.field(static=True)
     eps: float = eqx.field(static=True)
+    warmup_steps: int = eqx.field(static=True)
+    warmup_rate: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -105,8 +109,10 @@ class ScaleHierarchical(LearnedOptimizer):
         initial_rates: tuple[float, float] = (1e-3, 1e-3),
         rate_offset: float = 1e-2,
         eps: float = 1e-10,
+        warmup_steps: int = 0,
+        warmup_rate: float = 0.05,
     ):
-        """Raises `ConfigError` for sizes or an `eps` that are not positive, or rates that are no range."""
+        """Raises `ConfigError` for sizes or an `eps` that are not positive, rates that are no range, etc."""
         check_sizes(
             param_units=param_units,
             tensor_units=tensor_units,
@@ -119,6 +125,7 @@ class ScaleHierarchical(LearnedOptimizer):
         self.timescales = timescales
         self.initial_rates = coordinates.rate_bounds(initial_rates)
         self.rate_offset, self.eps = rate_offset, eps
+        self.warmup_steps, self.warmup_rate = check_warm_up(warmup_steps, warmup_rate)
         param_key, tensor_key, global_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
         inputs = 2 * timescales + 1 + tensor_units + global_units
         self.param_gru = GRU(inputs, param_units, param_key)
@@ -131,7 +138,7 @@ class ScaleHierarchical(LearnedOptimizer):
         self.square_decay = _constant(param_units, 0.999)
         self.rate_memory = jnp.float32(3.2)
 
-    def init(
+    def start(
         self, params: Params, *, num_steps: int | Array | None = None, key: PRNGKeyArray | None = None
     ) -> ScaleHierarchicalState:
         del num_steps
@@ -148,14 +155,12 @@ class ScaleHierarchical(LearnedOptimizer):
             self.global_gru.zeros(),
         )
 
-    def update(
+    def step(
         self, grads: Params, state: ScaleHierarchicalState, params: Params, **context: Any
     ) -> tuple[Params, ScaleHierarchicalState]:
         del context
         counts = coordinates.sizes(grads)
-        grad = coordinates.flatten(grads)[:, None]
-        mean = self._averaged(self.mean_decay, state.param_hidden, state.mean, grad)
-        square = self._averaged(self.square_decay, state.param_hidden, state.square, jnp.square(grad))
+        mean, square = self._averages(grads, state)
         scaled = mean * jax.lax.rsqrt(square + self.eps)
         log_square = jnp.log(square + self.eps)
         log_square = log_square - _across(jnp.mean(log_square, axis=1, keepdims=True), self.timescales)
@@ -178,6 +183,19 @@ class ScaleHierarchical(LearnedOptimizer):
         return coordinates.restore(-move[:, 0], params), ScaleHierarchicalState(
             mean, square, following, relative, param_hidden, tensor_hidden, global_hidden
         )
+
+    def watch(
+        self, grads: Params, state: ScaleHierarchicalState, params: Params, **context: Any
+    ) -> ScaleHierarchicalState:
+        del params, context
+        mean, square = self._averages(grads, state)
+        return state._replace(mean=mean, square=square)
+
+    def _averages(self, grads: Params, state: ScaleHierarchicalState) -> tuple[Array, Array]:
+        """The next averages of the gradient and of its square."""
+        grad = coordinates.flatten(grads)[:, None]
+        mean = self._averaged(self.mean_decay, state.param_hidden, state.mean, grad)
+        return mean, self._averaged(self.square_decay, state.param_hidden, state.square, jnp.square(grad))
 
     def _averaged(
         self,
