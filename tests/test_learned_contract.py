@@ -36,6 +36,10 @@ SMALL = {
     "Celo2": {"hidden_size": 3, "hidden_layers": 1, "exp_mult": 0.1},
     "CoordinateLSTM": {"hidden_sizes": (4, 3)},
     "RNNProp": {"hidden_sizes": (4, 3)},
+    "RNNPropExtended": {"hidden_sizes": (4, 3)},
+    "Choice": {"hidden_sizes": (4, 3)},
+    "ChoiceLarge": {"hidden_sizes": (4, 3)},
+    "ChoicePool": {"hidden_sizes": (4, 3), "lr_multiplier_scale": 0.5},
     "ScaleBasic": {"hidden_sizes": (4, 3)},
     "ScaleHierarchical": {"param_units": 4, "tensor_units": 3, "global_units": 3, "timescales": 2},
 }
@@ -58,6 +62,10 @@ IN_FILES = {
     "Celo2": ("celo2/orthogonal.npz", "theta/"),
     "CoordinateLSTM": ("amalgamation/updates_dmoptimizer.npz", "weights/"),
     "RNNProp": ("amalgamation/updates_rnnprop_random.npz", "weights/"),
+    "RNNPropExtended": ("amalgamation/updates_rnnprop_ext.npz", "weights/"),
+    "Choice": ("amalgamation/updates_choice.npz", "weights/"),
+    "ChoiceLarge": ("amalgamation/updates_choice_large.npz", "weights/"),
+    "ChoicePool": ("amalgamation/updates_less_choice.npz", "weights/"),
     "ScaleBasic": ("amalgamation/updates_scale_basic_as_shipped.npz", "weights/"),
     "ScaleHierarchical": ("amalgamation/updates_scale_hierarchical.npz", "weights/"),
 }

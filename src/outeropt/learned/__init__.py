@@ -2,8 +2,12 @@
 
 from outeropt.learned.architectures import ARCHITECTURES, paper
 from outeropt.learned.base import LearnedOptimizer
+from outeropt.learned.choices.choice import Choice
+from outeropt.learned.choices.choice_large import ChoiceLarge
+from outeropt.learned.choices.choice_pool import ChoicePool
 from outeropt.learned.coordinatewise.coordinate_lstm import CoordinateLSTM
 from outeropt.learned.coordinatewise.rnnprop import RNNProp
+from outeropt.learned.coordinatewise.rnnprop_extended import RNNPropExtended
 from outeropt.learned.coordinatewise.scale_basic import ScaleBasic
 from outeropt.learned.coordinatewise.scale_hierarchical import ScaleHierarchical
 from outeropt.learned.files import about, build, load, names
@@ -26,6 +30,9 @@ __all__ = [
     "RNNMLP",
     "AdafacMLP",
     "Celo2",
+    "Choice",
+    "ChoiceLarge",
+    "ChoicePool",
     "CoordinateLSTM",
     "HyperV2",
     "LearnableAdam",
@@ -36,6 +43,7 @@ __all__ = [
     "NNAdam",
     "PerParameterMLP",
     "RNNProp",
+    "RNNPropExtended",
     "ScaleBasic",
     "ScaleHierarchical",
     "about",

@@ -2,8 +2,12 @@
 
 from outeropt.errors import unknown_name
 from outeropt.learned.base import LearnedOptimizer
+from outeropt.learned.choices.choice import Choice
+from outeropt.learned.choices.choice_large import ChoiceLarge
+from outeropt.learned.choices.choice_pool import ChoicePool
 from outeropt.learned.coordinatewise.coordinate_lstm import CoordinateLSTM
 from outeropt.learned.coordinatewise.rnnprop import RNNProp
+from outeropt.learned.coordinatewise.rnnprop_extended import RNNPropExtended
 from outeropt.learned.coordinatewise.scale_basic import ScaleBasic
 from outeropt.learned.coordinatewise.scale_hierarchical import ScaleHierarchical
 from outeropt.learned.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
@@ -16,6 +20,7 @@ from outeropt.learned.per_tensor.nn_adam import NNAdam
 from outeropt.learned.per_tensor.rnn_mlp import RNNMLP
 from outeropt.optimizer import Optimizer
 from outeropt.optimizers.entry import Paper
+from outeropt.optimizers.teachers.table import AMALGAMATION
 
 
 _LEARNED_CODE = Paper("learned_optimization (software)", "Metz, Freeman, Harrison and others", 2022)
@@ -69,6 +74,10 @@ _PAPERS: dict[type[LearnedOptimizer], Paper] = {
         2017,
         "1703.03633",
     ),
+    RNNPropExtended: AMALGAMATION,
+    Choice: AMALGAMATION,
+    ChoiceLarge: AMALGAMATION,
+    ChoicePool: AMALGAMATION,
     ScaleBasic: _WICHROWSKA,
     ScaleHierarchical: _WICHROWSKA,
 }

@@ -47,7 +47,7 @@ class RNNProp(Coordinatewise):
         update = -output_scale exp(o) g~         for output = "rmsprop", the same for RMSProp's
 
     Lv, Jiang and Li, "Learning gradient descent: better generalization and longer horizons", 2017, arXiv
-    1703.03633, section 4.2; in this form, and with the two other outputs, the students of Huang et al.,
+    1703.03633; in this form, and with the two other outputs, the students of Huang et al.,
     "Optimizer amalgamation", 2022, arXiv 2203.06474.
 
     Attributes:
