@@ -175,7 +175,10 @@ DATASETS: dict[str, Dataset] = {
 }
 
 # Names that people ask for, and that are left out on purpose.
-NOT_PROVIDED = ("cifar100", "svhn", "svhn_cropped", "food101", "imagenet", "imagenet16", "imagenet32", "lm1b")
+NOT_PROVIDED = (
+    *("cifar100", "kmnist", "svhn", "svhn_cropped", "food101"),
+    *("imagenet", "imagenet16", "imagenet32", "lm1b"),
+)
 
 
 def names() -> tuple[str, ...]:

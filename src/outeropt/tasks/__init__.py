@@ -2,7 +2,7 @@
 
 from outeropt.tasks.contract import check
 from outeropt.tasks.own import from_functions, from_stateful_functions
-from outeropt.tasks.registry import dataset, describe, family, get, known, names
+from outeropt.tasks.registry import dataset, describe, family, get, known, names, not_provided
 from outeropt.tasks.sequences.language import TokenData
 from outeropt.tasks.wrappers.families import FAMILIES, single
 
@@ -19,5 +19,6 @@ __all__ = [
     "get",
     "known",
     "names",
+    "not_provided",
     "single",
 ]

@@ -7,6 +7,7 @@ that curves of tasks of the same name compare.
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -63,9 +64,20 @@ def _fan_in(shape: Sequence[int]) -> int:
     return math.prod(shape[:-1])
 
 
+def glorot_uniform(key: PRNGKeyArray, shape: Sequence[int]) -> Float[Array, "..."]:
+    """Uniform weights in `+-sqrt(6 / (fan_in + fan_out))`, Keras' default.
+
+    Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks",
+    equation 16. A convolution's fans count every place of its kernel.
+    """
+    bound = math.sqrt(6 / (math.prod(shape[:-2]) * (shape[-2] + shape[-1])))
+    return jax.random.uniform(key, tuple(shape), jnp.float32, -bound, bound)
+
+
 INITIAL: dict[str, Callable[..., Array]] = {
     "truncated_normal": fan_in_normal,
     "normal": fan_in_normal_uncut,
+    "glorot_uniform": glorot_uniform,
 }
 
 
@@ -156,10 +168,11 @@ def conv(
     x: Float[Array, "rows height width features"],
     w: Float[Array, "kernel kernel features channels"],
     stride: int = 1,
+    padding: Literal["SAME", "VALID"] = "SAME",
 ) -> Float[Array, "rows height2 width2 channels"]:
-    """Convolution in NHWC with padding SAME and no bias."""
+    """Convolution in NHWC without bias."""
     return jax.lax.conv_general_dilated(
-        x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, w, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 

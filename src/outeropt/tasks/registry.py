@@ -14,7 +14,7 @@ import jax
 from outeropt import data
 from outeropt.errors import OuteroptError, UnknownName, unknown_name
 from outeropt.task import SPLITS, Task
-from outeropt.tasks import quadratic, regression
+from outeropt.tasks import amalgamation, quadratic, regression
 from outeropt.tasks.file import from_file
 from outeropt.tasks.functions import named as functions
 from outeropt.tasks.images import autoencoder, conv, image_mlp, mixer, resnet, scaled_mlp, vgg, vit
@@ -41,6 +41,7 @@ _FAMILIES: dict[str, ModuleType] = {
     "gradients": gradients,
     "fixed_batch": fixed_batch,
     "train_valid": train_valid,
+    "amalgamation": amalgamation,
 }
 
 # A task's name says its data; the first of these that it contains counts.
@@ -105,7 +106,14 @@ def family(name: str) -> str:
 
 def dataset(name: str) -> str | None:
     """The dataset that a registered name needs, as `outeropt.data` calls it; None if it needs none."""
-    return next((data for part, data in _DATASETS.items() if part in name), None)
+    inside = re.sub(f"({fixed_batch.SUFFIX}|{train_valid.SUFFIX})+$", "", name)
+    own = amalgamation.DATASETS.get(inside)
+    return own or next((data for part, data in _DATASETS.items() if part in name), None)
+
+
+def not_provided(name: str) -> str | None:
+    """The dataset that a published task of this name needs and outeropt does not provide, or None."""
+    return (MISSING_DATA | amalgamation.MISSING_DATA).get(name)
 
 
 def get(name: str) -> Task:
@@ -194,10 +202,11 @@ def _written_out(name: str) -> str:
 
 
 def _unknown(name: str) -> UnknownName:
-    if name in MISSING_DATA:
+    if needed := not_provided(name):
+        own = "amalgamation.on_own_data" if name in amalgamation.MISSING_DATA else "from_functions"
         return UnknownName(
-            f"Task {name!r} needs the dataset {MISSING_DATA[name]}, which outeropt does not provide. "
-            "Build one on your own copy with outeropt.tasks.from_functions, or see outeropt list tasks."
+            f"Task {name!r} needs the dataset {needed}, which outeropt does not provide. "
+            f"Build one on your own copy with outeropt.tasks.{own}, or see outeropt list tasks."
         )
     if name in META_TRAINING:
         return UnknownName(

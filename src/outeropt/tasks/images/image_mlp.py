@@ -41,7 +41,9 @@ class ImageMLP(ImageClassifier):
     dropout: float = eqx.field(static=True, default=0.0)
     criterion: Criterion = eqx.field(static=True, default="softmax")
     classes: int = eqx.field(static=True, default=10)
-    weights: Literal["truncated_normal", "normal"] = eqx.field(static=True, default="truncated_normal")
+    weights: Literal["truncated_normal", "normal", "glorot_uniform"] = eqx.field(
+        static=True, default="truncated_normal"
+    )
 
     def init(self, key: PRNGKeyArray) -> tuple[Params, ModelState]:
         height, width, channels = self.image_shape
