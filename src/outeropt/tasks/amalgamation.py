@@ -18,6 +18,7 @@ from outeropt.tasks.images.image_classifier import Images
 from outeropt.tasks.images.image_mlp import ImageMLP
 from outeropt.tasks.images.plain_conv import PlainConv
 from outeropt.tasks.images.pooled_resnet import PooledResNet
+from outeropt.tasks.wrappers.private import PrivateGradient
 
 
 class _Problem(NamedTuple):
@@ -60,6 +61,11 @@ _IMAGES: dict[str, _Problem] = {
     "wide_resnet": _Problem("cifar10", PooledResNet, {"depth": 28, "width": 4}),
 }
 
+# Clipped row by row to norm 1, with noise of 1.1 times that (`wrappers.private`).
+_PRIVATE = {"conv_train_dp": "conv_train", "conv_kmnist_dp": "conv_kmnist"}
+
+_IMAGES |= {name: _IMAGES[inside] for name, inside in _PRIVATE.items()}
+
 _NOT_PROVIDED = ("kmnist", "svhn_cropped", "cifar100")
 
 MISSING_DATA: dict[str, str] = {
@@ -90,6 +96,8 @@ def on_own_data(name: str, data: ArrayData) -> Task:
 
 
 def _built(name: str, data: ArrayData) -> Task:
+    if name in _PRIVATE:
+        return PrivateGradient(_built(_PRIVATE[name], data))
     return _IMAGES[name].kind(name=name, data=data, **_IMAGES[name].architecture)
 
 

@@ -36,7 +36,8 @@ def _with_gradient_jvp(primals, tangents):
     return value, sum(jax.tree.leaves(products), jnp.zeros((), value.dtype))
 
 
-def _normal_like(tree: PyTree, key: PRNGKeyArray) -> PyTree:
+def normal_like(tree: PyTree, key: PRNGKeyArray) -> PyTree:
+    """Independent standard normal numbers of the shapes of `tree`."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, max(1, len(leaves)))
     return structure.unflatten(
@@ -66,7 +67,7 @@ class Noise(Modifier):
     label: ClassVar[str] = "noise"
 
     def __call__(self, gradient: Params, key: PRNGKeyArray) -> Params:
-        return jax.tree.map(lambda g, n: g + self.std * n, gradient, _normal_like(gradient, key))
+        return jax.tree.map(lambda g, n: g + self.std * n, gradient, normal_like(gradient, key))
 
 
 class Normalised(Modifier):
@@ -94,7 +95,7 @@ class RandomDirections(Modifier):
 
     def __call__(self, gradient: Params, key: PRNGKeyArray) -> Params:
         def along(k):
-            direction = _normal_like(gradient, k)
+            direction = normal_like(gradient, k)
             products = jax.tree.map(lambda g, d: jnp.sum(g * d), gradient, direction)
             return jax.tree.map(lambda d: d * sum(jax.tree.leaves(products)), direction)
 
@@ -202,7 +203,7 @@ class ESGradient(Wrapped):
             return self.task.loss(point, state, batch, loss_key)[0]
 
         def pair(k):
-            noise = _normal_like(params, k)
+            noise = normal_like(params, k)
             slope = (moved(noise, self.std) - moved(noise, -self.std)) / (2 * self.std)
             return jax.tree.map(lambda e: slope * e, noise)
 
