@@ -12,7 +12,8 @@ WORD = "learned:"
 def label(weights: str) -> str:
     """What readers see of weights: a shipped name, or the last part of a path.
 
-    `my_lopt` for `runs/my_lopt`, `runs/my_lopt.safetensors` and `runs/my_lopt/optimizer.safetensors`.
+    `my_lopt` for `runs/my_lopt`, `runs/my_lopt.safetensors` and `runs/my_lopt/optimizer.safetensors`. A
+    number alone says nothing: a replicate is `policy/experiment/3`, with the two folders above it.
     """
     from outeropt.learned.files import FILE, names
 
@@ -20,7 +21,9 @@ def label(weights: str) -> str:
         return weights
     path = Path(weights)
     folder = path.parent if path.name == FILE else path
-    return folder.resolve().name.removesuffix(".safetensors")
+    _, *above, last = folder.resolve().parts
+    name = last.removesuffix(".safetensors")
+    return "/".join([*above[-2:], name]) if name.isdecimal() else name
 
 
 def shown(optimizer: str) -> str:
