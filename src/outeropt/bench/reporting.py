@@ -7,6 +7,7 @@ from pathlib import Path
 from outeropt.bench.leaderboard import Leaderboard, leaderboard
 from outeropt.bench.normalizer import Normalizer
 from outeropt.bench.pictures import figures
+from outeropt.bench.pictures.replicate_figures import save_replicates
 from outeropt.bench.pictures.report import write_report
 from outeropt.bench.pictures.restart_figures import save_restarts
 from outeropt.errors import OuteroptError
@@ -98,4 +99,5 @@ def write(
     out = Path(out)
     figures.save_all(archives, board, out / "figures", normalizer)
     save_restarts(archives, out / "figures")
+    save_replicates(archives, out / "figures")
     return write_report(archives, board, out / "index.html", title=title, normalizer=normalizer)
