@@ -75,26 +75,9 @@ class LSTM(eqx.Module):
     ) -> tuple[Float[Array, "*batch hidden"], Float[Array, "*batch hidden"]]:
         """The next (hidden, cell) from the last one; the output is the hidden part."""
         hidden, cell = state
-        return _remembered(*jnp.split(self.gates(jnp.concatenate([x, hidden], axis=-1)), 4, axis=-1), cell)
-
-    def by_features(
-        self,
-        x: Float[Array, "inputs batch"],
-        state: tuple[Float[Array, "hidden batch"], Float[Array, "hidden batch"]],
-    ) -> tuple[Float[Array, "hidden batch"], Float[Array, "hidden batch"]]:
-        """The same step with the features in the first axis.
-
-        For wide batches: there the four gates are whole blocks of memory, and each operation on one of them
-        a single long loop.
-        """
-        hidden, cell = state
-        return _remembered(*jnp.split(self.gates.by_features(jnp.concatenate([x, hidden])), 4), cell)
-
-
-def _remembered(i: Array, g: Array, f: Array, o: Array, cell: Array) -> tuple[Array, Array]:
-    """Hidden state and cell after an LSTM's gates."""
-    cell = jax.nn.sigmoid(f + 1.0) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
-    return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
+        i, g, f, o = jnp.split(self.gates(jnp.concatenate([x, hidden], axis=-1)), 4, axis=-1)
+        cell = jax.nn.sigmoid(f + 1.0) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
 
 
 def check_sizes(**sizes: int) -> None:

@@ -2,12 +2,11 @@
 
 import abc
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from outeropt.learned.choices.selection import select
@@ -65,9 +64,6 @@ class ChoicePolicy(Coordinatewise):
     def published_names(self) -> dict[str, str]:
         lstms = keras_cells.lstm_names("lstms", len(self.hidden_sizes))
         return {**lstms, **keras_cells.dense_names("scores", "choice")}
-
-    def from_published(self, arrays: Mapping[str, Array | np.ndarray]) -> Self:
-        return super().from_published(keras_cells.with_gates(arrays, len(self.hidden_sizes)))
 
 
 def mixed(

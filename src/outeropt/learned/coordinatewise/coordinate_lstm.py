@@ -1,7 +1,6 @@
 """The first learned optimizer of today's kind: one LSTM that reads each coordinate's gradient."""
 
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -104,6 +103,3 @@ class CoordinateLSTM(Coordinatewise):
     def published_names(self) -> dict[str, str]:
         lstms = keras_cells.lstm_names("lstms", len(self.hidden_sizes))
         return {**lstms, **keras_cells.dense_names("head", "delta")}
-
-    def from_published(self, arrays: Mapping[str, Array | np.ndarray]) -> Self:
-        return super().from_published(keras_cells.with_gates(arrays, len(self.hidden_sizes)))

@@ -8,21 +8,15 @@ An architecture with a stack of LSTMs in its field `lstms` reads such weights by
     @property
     def published_names(self):
         return {**lstm_names("lstms", 2), **dense_names("head", "delta")}
-
-    def from_published(self, arrays):
-        return super().from_published(with_gates(arrays, 2))
 """
-
-from collections.abc import Mapping
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from outeropt.errors import ConfigError
-from outeropt.learned.networks import LSTM, Linear
+from outeropt.learned.networks import Linear
 
 
 # For each layer the hidden state, which is also its output, and the cell.
@@ -38,19 +32,54 @@ def dense(inputs: int, outputs: int, key: PRNGKeyArray) -> Linear:
     return eqx.tree_at(lambda layer: layer.weight, Linear(inputs, outputs, None), kernel)
 
 
-class LSTMStack(eqx.Module):
-    """LSTMs, each reading the hidden state of the one before (Hochreiter and Schmidhuber 1997).
+class LSTM(eqx.Module):
+    """A long short-term memory cell (Hochreiter and Schmidhuber 1997) that runs on many coordinates at once.
 
-    They run on many coordinates at once. Features stand in the first axis, coordinates in the second, and for
-    derivatives only inputs and states are kept: the way back computes the gates anew, which takes less time
-    than to read them from memory (benchmarks/coordinatewise.py).
+    With `[i, f, g, o] = W^T x + U^T h + b`:
 
-    Kernels are Glorot-uniform at first, recurrent kernels have orthonormal rows, and biases are zero but for
-    the forget gate's, which is 1.
+        c' = sigmoid(f) c + sigmoid(i) tanh(g)      h' = sigmoid(o) tanh(c')
+
+    Features stand in the first axis and coordinates in the second, where the four gates are whole blocks of
+    memory and each operation on one of them a single long loop.
 
     Attributes:
-      layers: from the inputs to the output. Their bias of the forget gate is stored without the 1 that the
-        cell adds.
+      kernel: W, Glorot-uniform at first.
+      recurrent_kernel: U, with orthonormal rows at first.
+      bias: b, zeros at first but for the forget gate's, which is 1.
+    """
+
+    kernel: Float[Array, "inputs gates"]
+    recurrent_kernel: Float[Array, "hidden gates"]
+    bias: Float[Array, " gates"]
+
+    def __init__(self, inputs: int, hidden: int, key: PRNGKeyArray):
+        kernel_key, recurrent_key = jax.random.split(key)
+        self.kernel = _glorot_uniform(kernel_key, (inputs, 4 * hidden), jnp.float32)
+        self.recurrent_kernel = _orthogonal(recurrent_key, (hidden, 4 * hidden), jnp.float32)
+        self.bias = jnp.zeros(4 * hidden, jnp.float32).at[hidden : 2 * hidden].set(1.0)
+
+    def __call__(
+        self,
+        x: Float[Array, "inputs coordinates"],
+        state: tuple[Float[Array, "hidden coordinates"], Float[Array, "hidden coordinates"]],
+    ) -> tuple[Float[Array, "hidden coordinates"], Float[Array, "hidden coordinates"]]:
+        """The next (hidden, cell) from the last one; the output is the hidden part."""
+        hidden, cell = state
+        # One product is faster than two.
+        weight = jnp.concatenate([self.kernel, self.recurrent_kernel])
+        i, f, g, o = jnp.split(weight.T @ jnp.concatenate([x, hidden]) + self.bias[:, None], 4)
+        cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
+
+
+class LSTMStack(eqx.Module):
+    """LSTMs, each reading the hidden state of the one before.
+
+    For derivatives only inputs and states are kept: the way back computes the gates anew, which takes less
+    time than to read them from memory (benchmarks/coordinatewise.py).
+
+    Attributes:
+      layers: from the inputs to the output.
     """
 
     layers: tuple[LSTM, ...]
@@ -70,7 +99,7 @@ class LSTMStack(eqx.Module):
         """The hidden state of the last layer, and the next state."""
         following = []
         for layer, last in zip(self.layers, state):
-            following.append(layer.by_features(x, last))
+            following.append(layer(x, last))
             x = following[-1][0]
         return x, tuple(following)
 
@@ -100,7 +129,7 @@ class ShortcutLSTMStack(eqx.Module):
         """The hidden state of the last layer and below it the inputs, and the next state."""
         following, out = [], x
         for layer, last in zip(self.layers, state):
-            following.append(layer.by_features(out, last))
+            following.append(layer(out, last))
             out = jnp.concatenate([following[-1][0], x])
         return out, tuple(following)
 
@@ -155,53 +184,9 @@ def gru_names(field: str, published: str) -> dict[str, str]:
 
 
 def lstm_names(field: str, layers: int) -> dict[str, str]:
-    """`published_names` of an `LSTMStack` in `field`, for arrays that went through `with_gates`."""
-    parts = [f"{index}.gates.{part}" for index in range(layers) for part in ("weight", "bias")]
-    return {f"{field}.layers.{part}": f"lstm{part}" for part in parts}
-
-
-def with_gates(arrays: Mapping[str, Array | np.ndarray], layers: int) -> dict[str, Array | np.ndarray]:
-    """Published weights, and in addition those of Keras's LSTMs as our `networks.LSTM` holds them.
-
-    Keras has a kernel for the inputs and one for the hidden state, orders the gates i, f, c, o, and its bias
-    of the forget gate holds all of it. `networks.LSTM` has one weight for both, the order i, c, f, o, and
-    adds 1 to the forget gate.
-
-    Args:
-      arrays: weights by path, with `lstmI.kernel` [inputs, 4 hidden], `lstmI.recurrent_kernel`
-        [hidden, 4 hidden] and `lstmI.bias` [4 hidden] for each layer I from 0.
-      layers: the number of layers.
-
-    Returns:
-      The same with `lstmI.gates.weight` [inputs + hidden, 4 hidden] and `lstmI.gates.bias` [4 hidden] for
-      each layer, which `lstm_names` refers to.
-
-    Raises:
-      ConfigError: an array is missing, or those of a layer do not fit each other.
-    """
-    converted = dict(arrays)
-    for name in [f"lstm{index}" for index in range(layers)]:
-        paths = [f"{name}.{part}" for part in ("kernel", "recurrent_kernel", "bias")]
-        for path in paths:
-            if path not in arrays:
-                raise ConfigError(
-                    f"The weights have no array {path!r}, which a stack of {layers} LSTMs needs; "
-                    f"they have {', '.join(sorted(arrays)[:8])} ..."
-                )
-        kernel, recurrent, bias = (np.asarray(arrays[path], np.float32) for path in paths)
-        hidden = bias.size // 4
-        gates = (4 * hidden,)
-        if (kernel.shape[1:], recurrent.shape, bias.shape) != (gates, (hidden, *gates), gates):
-            raise ConfigError(
-                f"{', '.join(paths)} have shapes {kernel.shape}, {recurrent.shape}, {bias.shape}; an LSTM "
-                "of Keras has (inputs, 4 hidden), (hidden, 4 hidden), (4 hidden,)."
-            )
-        weight = np.concatenate([kernel, recurrent])
-        i, f, c, o = np.split(np.concatenate([weight, bias[None]]), 4, axis=1)
-        f[-1] -= 1.0
-        converted[f"{name}.gates.weight"] = np.concatenate([i, c, f, o], axis=1)[:-1]
-        converted[f"{name}.gates.bias"] = np.concatenate([i, c, f, o], axis=1)[-1]
-    return converted
+    """`published_names` of an `LSTMStack` in `field`."""
+    parts = [(index, part) for index in range(layers) for part in ("kernel", "recurrent_kernel", "bias")]
+    return {f"{field}.layers.{index}.{part}": f"lstm{index}.{part}" for index, part in parts}
 
 
 def _layers(inputs: tuple[int, ...], hidden_sizes: tuple[int, ...], key: PRNGKeyArray) -> tuple[LSTM, ...]:
@@ -211,19 +196,10 @@ def _layers(inputs: tuple[int, ...], hidden_sizes: tuple[int, ...], key: PRNGKey
             "layer, such as (20, 20)."
         )
     keys = jax.random.split(key, len(hidden_sizes))
-    return tuple(_lstm(n, hidden, k) for n, hidden, k in zip(inputs, hidden_sizes, keys))
+    return tuple(LSTM(n, hidden, k) for n, hidden, k in zip(inputs, hidden_sizes, keys))
 
 
 def _zeros(layers: tuple[LSTM, ...], coordinates: int) -> LSTMState:
-    shapes = [(layer.gates.bias.shape[-1] // 4, coordinates) for layer in layers]
+    shapes = [(len(layer.recurrent_kernel), coordinates) for layer in layers]
     # Each an array of its own: a state with shared arrays could not be donated.
     return tuple((jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)) for shape in shapes)
-
-
-def _lstm(inputs: int, hidden: int, key: PRNGKeyArray) -> LSTM:
-    kernel_key, recurrent_key = jax.random.split(key)
-    kernel = _glorot_uniform(kernel_key, (inputs, 4 * hidden), jnp.float32)
-    recurrent = _orthogonal(recurrent_key, (hidden, 4 * hidden), jnp.float32)
-    # The order of the gates does not matter to these distributions.
-    weight = jnp.concatenate([kernel, recurrent])
-    return eqx.tree_at(lambda cell: cell.gates.weight, LSTM(inputs, hidden, key), weight)

@@ -1,12 +1,11 @@
 """RNNProp: an LSTM for each coordinate that reads what Adam and RMSProp would do."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from outeropt.errors import ConfigError
@@ -122,6 +121,3 @@ class RNNProp(Coordinatewise):
     def published_names(self) -> dict[str, str]:
         lstms = keras_cells.lstm_names("lstms", len(self.hidden_sizes))
         return {**lstms, **keras_cells.dense_names("head", "delta")}
-
-    def from_published(self, arrays: Mapping[str, Array | np.ndarray]) -> Self:
-        return super().from_published(keras_cells.with_gates(arrays, len(self.hidden_sizes)))

@@ -1,12 +1,10 @@
 """RNNProp that also reads the gradient itself, at every layer."""
 
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from outeropt.learned.coordinatewise import coordinates, keras_cells, scaled
@@ -91,6 +89,3 @@ class RNNPropExtended(Coordinatewise):
     def published_names(self) -> dict[str, str]:
         lstms = keras_cells.lstm_names("lstms", len(self.hidden_sizes))
         return {**lstms, **keras_cells.dense_names("head", "delta")}
-
-    def from_published(self, arrays: Mapping[str, Array | np.ndarray]) -> Self:
-        return super().from_published(keras_cells.with_gates(arrays, len(self.hidden_sizes)))

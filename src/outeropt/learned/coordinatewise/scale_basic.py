@@ -1,12 +1,10 @@
 """A coordinatewise LSTM that sees normalised gradients and steers its own learning rates."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from outeropt.learned.coordinatewise import coordinates, keras_cells
@@ -118,9 +116,6 @@ class ScaleBasic(Coordinatewise):
             **keras_cells.dense_names("decay", "decay"),
             **keras_cells.dense_names("rate_change", "learning_rate_change"),
         }
-
-    def from_published(self, arrays: Mapping[str, Array | np.ndarray]) -> Self:
-        return super().from_published(keras_cells.with_gates(arrays, len(self.hidden_sizes)))
 
 
 def _averaged(grad: Float[Array, " coordinates"], state: ScaleBasicState) -> Float[Array, " coordinates"]:
