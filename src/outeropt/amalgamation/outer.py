@@ -151,7 +151,7 @@ def report(losses: Losses, course: Course, meta, imitated, skipped) -> Report:
     """The numbers of an unroll."""
     teachers = course.distances.shape[1]
     farthest = jnp.argmax(course.distances, axis=1) if teachers else jnp.zeros(len(course.losses), jnp.int32)
-    wins = (farthest[:, None] == jnp.arange(teachers)) & course.counts[:, None]
+    wins = (farthest[:, None] == jnp.arange(teachers)[None]) & course.counts[:, None]
     shares = (
         jnp.log(course.teacher_losses + losses.epsilon) - jnp.log(course.initial + losses.epsilon)[:, None]
     )

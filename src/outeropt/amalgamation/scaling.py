@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from outeropt import tree
 from outeropt.task import Batch, ModelState, Params, Split, Task
 
 
@@ -55,7 +54,7 @@ def draw_scale(params: PyTree, spread: Float[Array, ""] | float, key: PRNGKeyArr
       spread: 0 gives ones.
       key: randomness.
     """
-    leaves, structure = jax.tree.flatten(eqx.filter(params, tree.is_array))
+    leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     return structure.unflatten(
         [
