@@ -107,13 +107,17 @@ def cost(task: Task, optimizer: Optimizer) -> dict[str, float]:
 
 
 def is_convolutional(task: Task) -> bool:
-    """Whether the task's loss convolves: batched kernels become grouped convolutions, slow on CPU."""
+    """Whether the task's loss convolves: batched kernels become grouped convolutions, slow on CPU.
+
+    Those of `rows_last` are large enough products by themselves.
+    """
 
     def one(key):
         params, state = task.init(key)
         return task.loss(params, state, task.batch("train", key), key)[0]
 
-    return "conv_general_dilated" in str(jax.make_jaxpr(one)(jax.random.key(0)))
+    program = str(jax.make_jaxpr(one)(jax.random.key(0)))
+    return any(name in program for name in ("conv_general_dilated", "conv_rows_last"))
 
 
 def _lane_map(task: Task, platform: str) -> LaneMap:

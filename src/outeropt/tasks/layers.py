@@ -7,7 +7,6 @@ that curves of tasks of the same name compare.
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -168,11 +167,10 @@ def conv(
     x: Float[Array, "rows height width features"],
     w: Float[Array, "kernel kernel features channels"],
     stride: int = 1,
-    padding: Literal["SAME", "VALID"] = "SAME",
 ) -> Float[Array, "rows height2 width2 channels"]:
-    """Convolution in NHWC without bias."""
+    """Convolution in NHWC with padding SAME and no bias."""
     return jax.lax.conv_general_dilated(
-        x, w, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 

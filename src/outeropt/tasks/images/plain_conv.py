@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from outeropt.data.arrays import ArrayData
 from outeropt.errors import ConfigError
 from outeropt.task import ModelState, Params
+from outeropt.tasks import rows_last
 from outeropt.tasks.images.image_classifier import ImageClassifier
-from outeropt.tasks.layers import along_last, conv, glorot_uniform, linear, max_pool
+from outeropt.tasks.layers import glorot_uniform, linear
 from outeropt.tasks.losses import Criterion
 
 
@@ -70,15 +71,16 @@ class PlainConv(ImageClassifier):
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "rows classes"], ModelState]:
         del key
-        x, i, last = images, 0, len(params) // 2 - 1
+        x, i, last = jnp.transpose(images, (3, 1, 2, 0)), 0, len(params) // 2 - 1
         for layer in self._all_layers():
             if isinstance(layer, int):
-                x = max_pool(x, layer)
+                x = rows_last.max_pool(x, layer)
                 continue
-            x = conv(x, params[f"w{i}"], layer[2], "VALID")
-            x = x + along_last(params[f"b{i}"], x)
+            x = rows_last.conv(x, params[f"w{i}"], layer[2])
+            x = x + params[f"b{i}"][:, None, None, None]
             x = x if i == last else jax.nn.relu(x)
             i += 1
+        x = jnp.transpose(x, (3, 1, 2, 0))
         if self.head == "dense":
             return linear(x.reshape(x.shape[0], -1), params[f"w{last}"], params[f"b{last}"]), state
         # The logarithms of mean probabilities: as scores they are already normalised.
