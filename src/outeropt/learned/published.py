@@ -44,6 +44,7 @@ def load_published(
     | PyLO's small_fc, muLO, ELO | safetensors | `AdafacMLP`, `hidden_size=32`, and the decays by `also` |
     | PyLO's VeLO | both safetensors, of RNN and MLP | `HyperV2`, `lstm_hidden_size=512, param_inits=256` |
     | PyLO's CELO2 | safetensors | `Celo2` |
+    | Optimizer Amalgamation | safetensors of its arrays | `RNNProp`, `warmup_steps=100` |
 
     The decays of the first PyLO row are in PyLO's code and not in its files. They are called
     `momentum_decays`, `rms_decays` and `adafactor_decays`: zeros for ELO; for muLO
