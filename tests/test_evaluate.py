@@ -188,6 +188,59 @@ def test_everyone_plays_by_the_first_baseline_s_protocol(folder):
     assert all(item.protocol == {**published, "steps": 30, "seeds": 2} for item in (*contestants, *baselines))
 
 
+EPOCHS = "--tasks ImageMLP_Digits_Relu32 --epochs 3 --against few.yaml"
+
+
+def test_epochs_are_evaluated_one_by_one_on_whole_splits(folder, run, capsys):
+    for i in (1, 2):
+        learned(i).save(folder / "results/policy/mine" / str(i) / "optimizer.safetensors")
+    words = f"evaluate --weights results/policy/mine/1 results/policy/mine/2 {EPOCHS}"
+    assert main(shlex.split(words)) == 0  # on a busy machine long enough to tell how far it is
+    told = capsys.readouterr().out
+    task = "ImageMLP_Digits_Relu32_WholeSplits"
+    assert f"{task}: 27 steps, 2 seeds" in told and f"{task}: 3 epochs" in told
+    row = next(line for line in told[told.index(": 3 epochs") :].splitlines() if "mine/1" in line).split()
+    (archive,) = stored("runs.db", task=task, set="LOpt_4_R2-policy/mine/1@3epochs")
+    assert archive.steps.tolist() == [0, 9, 18, 27] and archive.optimizer == "learned:policy/mine/1"
+    best = np.log(archive.curves["valid/loss"][0].astype(float))[:, 1:].min(axis=1).mean()
+    assert row[0] == "learned:policy/mine/1" and float(row[1]) == pytest.approx(best, rel=1e-3)
+    (grid,) = stored("runs.db", set="few@3epochs")
+    assert len(grid.settings) == 2 and grid.steps.tolist() == [0, 9, 18, 27]
+    families = told[told.index("Replicates") :]
+    assert re.search(rf"{task} +policy/mine +best log valid/loss +2 +4 ", families)
+    for i in (1, 2):
+        saved = folder / "results/policy/mine" / str(i) / "eval" / "ImageMLP_Digits_Relu32.npz"
+        with np.load(saved, allow_pickle=False) as held:
+            assert held["steps"].tolist() == [0, 9, 18, 27] and held["seeds"].tolist() == [0, 1]
+            assert held["valid/loss"].shape == held["test/accuracy"].shape == (2, 4)
+            assert held["diverged_at"].tolist() == [-1, -1]
+        assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+    assert "policy/mine" in run("report runs.db")
+    assert (folder / "report/figures/replicates.png").is_file()
+
+
+def test_the_suite_of_the_amalgamation_study(folder, capsys):
+    from outeropt.bench import epochs
+
+    config = evaluate.Config(tasks=("amalgamation-suite",), weights=("runs/my_lopt",), seeds=4)
+    config.check()
+    found = evaluate._tasks(config.tasks)
+    assert len(found) == 9 and "conv_train_dp" in found and "conv_svhn" not in found
+    assert capsys.readouterr().out == "Skipped conv_svhn: outeropt does not provide svhn_cropped\n"
+    contestants, baselines = evaluate._sets(config)
+    rates = {item.optimizer: item.fixed["learning_rate"] for item in baselines}
+    assert rates.items() >= {"adam": 0.005, "rmsprop": 0.005, "sgd": 0.2, "momentum": 0.05}.items()
+    assert evaluate._epochs(config) == 25
+    assert evaluate._epochs(dataclasses.replace(config, epochs=3)) == 3
+    assert evaluate._epochs(dataclasses.replace(config, steps=3)) is None
+    plan = epochs.plan(["conv_train", "conv_smallbatch"], [*contestants, *baselines], 25)
+    assert plan.keys() == {"conv_train_WholeSplits", "conv_smallbatch_WholeSplits"}
+    for task, steps in (("conv_train", 9375), ("conv_smallbatch", 37500)):
+        protocols = {tuple(item.protocol.values()) for item in plan[f"{task}_WholeSplits"]}
+        assert protocols == {(4, steps, 1, steps // 25, 1, 10)}
+        assert plan[f"{task}_WholeSplits"][0].name == "LOpt_10000_R10-my_lopt@25epochs"
+
+
 def test_repeat_is_another_word_for_seeds(folder):
     from outeropt.cli.config import parse
 
@@ -226,6 +279,9 @@ META = "all its numbers are meta-parameters, which meta-training finds."
         ("evaluate --tasks Quadratic_10", "Nobody to evaluate: give --weights NAME ... or --optimizers NAME"),
         (WEIGHTS, "Missing from outeropt evaluate: --tasks"),
         (f"{WEIGHTS} --tasks a --against", "Nothing to compare with: give --against SET ..."),
+        (f"{W} --epochs 0", "--epochs 0 is not allowed; give at least 1."),
+        (f"{W} --epochs 2 --steps 2", "--epochs and --steps both say how long to train; give one of them."),
+        (f"{W} --epochs 2", "Task 'Quadratic_10' has no rows to go through, and so no epochs; say how long"),
         (f"{W} --seeds 0", "--seeds 0 is not allowed; give at least 1."),
         (f"{W} --last-eval-batches 0", "--last-eval-batches 0 is not allowed; give at least 1."),
         (f"{W} --steps 0", "steps = 0 is not allowed; train for at least 1 step."),

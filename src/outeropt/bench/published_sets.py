@@ -64,3 +64,21 @@ NOTES = {
     "RMSPropMomLR": "Published under RMSPropLR's folder names: raw runs of the two cannot be told apart.",
 }
 """What a reader should know of a set, by name."""
+
+_TEACHER_RATES = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
+
+# Learning rates of the analytical optimizers; 0.05 for the original's 0.5, whose momentum is an average.
+_ANALYTICAL = {"adam": 5e-3, "rmsprop": 5e-3, "sgd": 0.2, "momentum": 0.05, "powersign": 0.1, "addsign": 0.1}
+
+AMALGAMATION: Table = (
+    *(
+        (f"Amalgamation_{name}", name, {"learning_rate": at}, {}, "10000_R10")
+        for name, at in _ANALYTICAL.items()
+    ),
+    *(
+        (f"AmalgamationLR_{name}", name, {}, {"learning_rate": _TEACHER_RATES}, "10000_R10")
+        for name in _ANALYTICAL
+    ),
+)
+"""As `PUBLISHED`: the analytical optimizers of the amalgamation study (Huang et al. 2022, arXiv 2203.06474),
+at its learning rates and at all of its grid, from which it chose by validation loss after 5 epochs."""

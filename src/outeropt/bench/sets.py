@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from outeropt.bench.learned_names import WORD, label, refuse_hyperparameters, shown
-from outeropt.bench.published_sets import LEARNED, LEFT_OUT, NOTES, PUBLISHED, Table
+from outeropt.bench.published_sets import AMALGAMATION, LEARNED, LEFT_OUT, NOTES, PUBLISHED, Table
 from outeropt.errors import ConfigError, UnknownName, first_line, near_misses, unknown_name
 
 
@@ -177,7 +177,10 @@ def _numbered(table: Table, tags: tuple[str, ...]) -> dict[str, HyperparameterSe
 
 @functools.cache
 def _published() -> dict[str, HyperparameterSet]:
-    return _numbered(PUBLISHED, ("published",))
+    from outeropt import optimizers
+
+    here = [row for row in AMALGAMATION if row[1] in optimizers.names()]
+    return _numbered(PUBLISHED, ("published",)) | _numbered(tuple(here), ("published", "amalgamation"))
 
 
 @functools.cache

@@ -30,11 +30,12 @@ class Config:
 def run(config: Config) -> None:
     """Runs the command."""
     from outeropt.bench import reporting
-    from outeropt.cli.show import show_leaderboard
+    from outeropt.cli.show import show_families, show_leaderboard
 
     archives = reporting.read(config.store, config.tasks, config.sets)
     board, normalizer = reporting.ranked(archives, config.curve, config.reference)
     if board:
         show_leaderboard(board)
+    show_families(archives)
     page = reporting.write(archives, board, normalizer, config.out, config.title)
     print(f"Report: {page}")

@@ -209,6 +209,87 @@ def show_standings(standings: "Sequence[Standing]") -> None:
     print(_KEY)
 
 
+_RUNS = {
+    "valid_best": "best valid ",
+    "valid_best_epoch": "in epoch ",
+    "valid_last": "last valid ",
+    "valid_mean": "mean valid ",
+    "jitter": "jitter ",
+    "train_best": "best train ",
+    "train_last": "last train ",
+    "train_mean": "mean train ",
+    "accuracy_best": "best accuracy ",
+}
+
+_RUNS_KEY = """\
+Losses are natural logarithms; best, last and mean are over epochs, then averaged over the seeds that have
+them, with 95% intervals. Jitter: deviation of the validation loss from its smoothed self, epoch by epoch."""
+
+_FAMILIES_KEY = """\
+Mean over replicates, deviation of their effects (meta-stability) and of evaluations about their replicate
+(evaluation stability), by restricted maximum likelihood, with 95% intervals."""
+
+
+def show_runs(archives: "Sequence[Archive]") -> None:
+    """Prints how runs went that were evaluated once an epoch, task by task."""
+    from outeropt.bench.stability import run_statistics
+
+    for task in dict.fromkeys(archive.task for archive in archives):
+        here = [archive for archive in archives if archive.task == task]
+        runs = [run_statistics(archive) for archive in here]
+        rows = [
+            [
+                one.method,
+                *(_seeds_mean(getattr(one, name)) for name in _RUNS),
+                f"{one.diverged.sum()}/{one.diverged.size}" if one.diverged.any() else "",
+            ]
+            for one in runs
+        ]
+        title = f"{task}: {len(here[0].steps) - 1} epochs"
+        show_table(["optimizer", *_RUNS.values(), "diverged "], rows, title)
+    print(_RUNS_KEY)
+
+
+def show_families(archives: "Sequence[Archive]") -> None:
+    """Prints how much the replicates of learned optimizers differ; nothing where there are none."""
+    from outeropt.bench.stability import families
+
+    names = {"valid_best": "best log valid/loss", "train_last": "last log train/loss"}
+    rows = []
+    for family in families(archives):
+        lost, runs = family.diverged
+        for statistic, one in family.fits.items():
+            rows.append(
+                [
+                    family.task,
+                    family.name,
+                    names[statistic],
+                    str(one.replicates),
+                    str(one.evaluations),
+                    *(_between(interval) for interval in (one.mean, one.replicate_sd, one.residual_sd)),
+                    f"{lost}/{runs}" if lost else "",
+                ]
+            )
+    if rows:
+        counts = ["replicates ", "evaluations "]
+        deviations = ["mean ", "meta-stability ", "evaluation stability ", "diverged "]
+        show_table(["task", "family", "of", *counts, *deviations], rows, "Replicates")
+        print(_FAMILIES_KEY)
+
+
+def _seeds_mean(values) -> str:
+    from outeropt.bench.statistics import Interval, mean_interval
+
+    finite = values[~_isnan(values)]
+    return _plus_minus(Interval(*map(float, mean_interval(finite)))) if len(finite) else "-"
+
+
+def _between(interval: "Interval") -> str:
+    if math.isnan(interval.estimate):
+        return "-"
+    return f"{interval.estimate:.3g} ({interval.low:.3g} to {interval.high:.3g})"
+
+
 def _needed(steps: float, most: int) -> str:
     if math.isnan(steps):
         return "-"

@@ -20,7 +20,7 @@ from outeropt.tasks.functions import named as functions
 from outeropt.tasks.images import autoencoder, conv, image_mlp, mixer, resnet, scaled_mlp, vgg, vit
 from outeropt.tasks.published import META_TRAINING, MISSING_DATA
 from outeropt.tasks.sequences import rnn, seq2seq, transformer
-from outeropt.tasks.wrappers import fixed_batch, gradients, train_valid
+from outeropt.tasks.wrappers import fixed_batch, gradients, train_valid, whole_splits
 
 
 _FAMILIES: dict[str, ModuleType] = {
@@ -43,6 +43,9 @@ _FAMILIES: dict[str, ModuleType] = {
     "train_valid": train_valid,
     "amalgamation": amalgamation,
 }
+
+# Families whose suffix makes a task of any other.
+_SUFFIXED = {"fixed_batch": fixed_batch, "train_valid": train_valid, "whole_splits": whole_splits}
 
 # A task's name says its data; the first of these that it contains counts.
 _DATASETS: dict[str, str] = {
@@ -70,7 +73,7 @@ def _find(name: str) -> tuple[str, Callable[[], Task]] | None:
             return title, module.TASKS[name]
     if builder := functions.by_rule(name):
         return "functions", builder
-    for title, wrapper in (("fixed_batch", fixed_batch), ("train_valid", train_valid)):
+    for title, wrapper in _SUFFIXED.items():
         inside = name.removesuffix(wrapper.SUFFIX)
         if inside != name and (found := _find(inside)):
             return title, functools.partial(wrapper.build, found[1])
@@ -106,7 +109,8 @@ def family(name: str) -> str:
 
 def dataset(name: str) -> str | None:
     """The dataset that a registered name needs, as `outeropt.data` calls it; None if it needs none."""
-    inside = re.sub(f"({fixed_batch.SUFFIX}|{train_valid.SUFFIX})+$", "", name)
+    endings = "|".join(wrapper.SUFFIX for wrapper in _SUFFIXED.values())
+    inside = re.sub(f"({endings})+$", "", name)
     own = amalgamation.DATASETS.get(inside)
     return own or next((data for part, data in _DATASETS.items() if part in name), None)
 
@@ -121,21 +125,22 @@ def get(name: str) -> Task:
 
     Args:
       name: a listed name, in which `128x3` may stand for `128x128x128`; a test function with its number of
-        parameters behind it, such as `Function_Ackley_7`; any of these with `_FixedBatch` or `_TrainValid`
-        behind it; or
-        `path/to/file.py:attribute` where the attribute is a `Task` or a function without arguments that
-        gives one.
+        parameters behind it, such as `Function_Ackley_7`; any of these with `_FixedBatch`, `_TrainValid`
+        or `_WholeSplits` behind it; or `path/to/file.py:attribute` where the attribute is a `Task` or a
+        function without arguments that gives one, which may have `_WholeSplits` behind it, too.
 
     Raises:
       UnknownName: no task is called so; the message says what is close, or which data the published task
         would need.
       ConfigError: a test function makes no sense with so few parameters, or a task without batches was to
-        have a fixed one, or one without rows to train on its validation rows.
+        have a fixed one, or one without rows to train on its validation rows or to be evaluated on all.
       MissingData: the task's data are not on this machine and could not be fetched.
       OuteroptError: the file is missing, raises, lacks the attribute, or gives something that is no task.
     """
     path, colon, attribute = name.rpartition(":")
     if colon and path.endswith(".py"):
+        if attribute.endswith(whole_splits.SUFFIX):
+            return whole_splits.build(functools.partial(get, name.removesuffix(whole_splits.SUFFIX)))
         return from_file(Path(path), attribute)
     if name.endswith(".py"):
         raise OuteroptError(f"{name!r} names a file but no task in it; write {name}:attribute.")
