@@ -16,6 +16,7 @@ from outeropt.amalgamation.period import PeriodRun
 from outeropt.amalgamation.perturbations import Perturbation, Unperturbed
 from outeropt.amalgamation.strategies import Curriculum, Period, Place, Record, Strategy
 from outeropt.errors import ConfigError
+from outeropt.learned import LearnedOptimizer
 from outeropt.optimizer import Optimizer
 from outeropt.task import Task
 
@@ -99,8 +100,10 @@ class Amalgamation:
     @property
     def optimizer(self) -> Optimizer:
         """The best student by validation so far, as it is used; the fresh one before the first validation."""
-        start = self.strategy.best(self.records) if self.records else None
-        return self._finish(self._learner(start).student)
+        if not self.records:
+            return self._finish(self._fresh.student)
+        place = self.strategy.best(self.records)
+        return self._used(self._learner(place).student, place)
 
     def resume(self, folder: str | Path, config: Mapping[str, Any]) -> int:
         """Keeps the training in a folder, and goes on from what it holds.
@@ -153,11 +156,18 @@ class Amalgamation:
         self._learners[period.place] = run.learner
         records = [*self.records, record]
         if self._experiment:
-            student = self._finish(run.learner.student)
+            student = self._used(run.learner.student, period.place)
             best = student if self.strategy.best(records) == period.place else None
             row = _row(self.strategy, period, run, record, seconds)
             self._experiment.finish(period.place, student, run.learner, row, run.logs, self._about, best)
         self.records = records
+
+    def _used(self, student: Optimizer, place: Place) -> Optimizer:
+        """A student as it is used after training: with the warm-up that it was trained with, if it can."""
+        student, plan = self._finish(student), self.strategy.plan_of(place)
+        if not (isinstance(student, LearnedOptimizer) and "warmup_steps" in student.settings):
+            return student
+        return student.with_settings(warmup_steps=plan.warmup * plan.unroll, warmup_rate=plan.warmup_rate)
 
     def _learner(self, place: Place | None) -> Learner:
         """The learner after a finished period; the fresh one for none."""

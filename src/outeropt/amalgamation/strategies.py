@@ -130,6 +130,10 @@ class Strategy(abc.ABC):
         """The name of a period's checkpoint and log."""
         return f"period_{place.period}.{place.repeat}"
 
+    def plan_of(self, place: Place) -> Plan:
+        """The unrolls of a period's training."""
+        return self.plan(place.stage if self.has_stages else place.period)
+
     def plan(self, index: int) -> Plan:
         """The unrolls at one index of the schedules."""
         return Plan(

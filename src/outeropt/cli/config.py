@@ -12,7 +12,7 @@ import tyro
 
 from outeropt.cli import pieces
 from outeropt.cli.values import Plain, plain
-from outeropt.errors import ConfigError
+from outeropt.errors import ConfigError, unknown_name
 
 
 C = TypeVar("C")
@@ -34,10 +34,11 @@ def parse(verb: str, config_class: type[C], words: Sequence[str]) -> C:
       SystemExit: help was asked for, and printed.
     """
     files, words = _take_files(verb, words)
+    presets, words = _take_presets(verb, words, getattr(config_class, "PRESETS", None))
     entries, words = _take_dotted(verb, words, getattr(config_class, "DOTTED", {}))
     flags = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
     decided = flags | {f"{field}.{name}" for field, values in entries.items() for name in values}
-    given = pieces.read(files, config_class, decided)
+    given = pieces.read(files, config_class, decided, presets)
     for field, values in entries.items():
         given[field] = {**given.get(field, {}), **values}
     # tyro would add to the list of a file; a flag replaces it.
@@ -67,6 +68,31 @@ def _take_files(verb: str, words: Sequence[str]) -> tuple[list[Path], list[str]]
             raise ConfigError(f"{word} needs a YAML file, as in outeropt {verb} {word} a.yaml b.yaml.")
         while words and not words[0].startswith("-"):
             files.append(Path(words.pop(0)))
+    return files, rest
+
+
+def _take_presets(verb: str, words: list[str], folder: Path | None) -> tuple[list[Path], list[str]]:
+    """Pulls `--preset` and the names that follow it, also with commas between them, out of the words."""
+    if folder is None:
+        return [], words
+    known = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    files, rest, words = [], [], list(words)
+    while words:
+        word = words.pop(0)
+        if word not in ("--preset", "--presets"):
+            rest.append(word)
+            continue
+        names = []
+        while words and not words[0].startswith("-"):
+            names += words.pop(0).split(",")
+        if not names:
+            raise ConfigError(
+                f"{word} needs names, as in outeropt {verb} {word} fgsm; see outeropt list presets."
+            )
+        for name in names:
+            if name not in known:
+                raise unknown_name("preset", name, known, see="outeropt list presets")
+            files.append(known[name])
     return files, rest
 
 

@@ -10,10 +10,11 @@ import tyro
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """List tasks, optimizers, sets, datasets, or learned optimizers: architectures, estimators, weights."""
+    """List tasks, optimizers, sets, datasets, or learned optimizers: architectures, estimators, weights,
+    presets of amalgamation."""
 
     what: tyro.conf.Positional[
-        Literal["tasks", "optimizers", "sets", "data", "architectures", "estimators", "weights"]
+        Literal["tasks", "optimizers", "sets", "data", "architectures", "estimators", "weights", "presets"]
     ]
     """What to list."""
     pattern: tyro.conf.Positional[str | None] = None
@@ -30,6 +31,7 @@ def run(config: Config) -> None:
         "architectures": _architectures,
         "estimators": _estimators,
         "weights": _weights,
+        "presets": _presets,
     }
     pattern = config.pattern
     found = [name for name in kinds[config.what]() if pattern is None or fnmatch.fnmatchcase(name, pattern)]
@@ -81,3 +83,9 @@ def _weights() -> Iterable[str]:
     from outeropt import learned
 
     return learned.names()
+
+
+def _presets() -> Iterable[str]:
+    from outeropt.cli.amalgamate import Config
+
+    return sorted(path.stem for path in Config.PRESETS.glob("*.yaml"))

@@ -18,6 +18,7 @@ VERBS = {
     "sweep": "Train a task with many settings and seeds in one compiled program.",
     "tune": "Search an optimizer's hyperparameters, or tune them while it trains.",
     "metatrain": "Learn an optimizer: meta-train it on tasks.",
+    "amalgamate": "Distil many optimizers into one learned optimizer.",
     "evaluate": "Compare learned optimizers with tuned baselines.",
     "reproduce": "Run a published study again, beside its published numbers.",
     "report": "Turn a store into tables, figures and one interactive page.",

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
-from outeropt.cli.values import Plain, coerce, plain
+from outeropt.cli import learners
+from outeropt.cli.values import Plain
 from outeropt.errors import ConfigError, unknown_name
 
 
 if TYPE_CHECKING:
     from outeropt import Task, TaskFamily
     from outeropt.cli.metatrain import Config
-    from outeropt.learned import LearnedOptimizer
     from outeropt.metatraining import Estimator, MetaTraining, Validation
     from outeropt.metatraining.lengths import Lengths
     from outeropt.metatraining.population import PopulationTraining
@@ -64,12 +64,12 @@ def _training(config: "Config") -> "MetaTraining | PopulationTraining":
     families = [_family(name) for name in config.tasks]
     if not families:
         raise ConfigError("Give at least one task to learn on: --tasks NAME ...")
-    start = _start(config)
+    start = learners.start(config)
     finish = None
     if config.settings_learning:
         # The start has settings as it will be used; another may hold while it is learned.
-        finish = functools.partial(_with, settings=start.settings)
-        start = _with(start, config.settings_learning)
+        finish = functools.partial(learners.with_settings, settings=start.settings)
+        start = learners.with_settings(start, config.settings_learning)
     estimator = estimator_from(config.estimator, config.estimator_settings)
     outer = optimizer_from(config.outer, config.outer_hyperparameters)
     validation = _validation(config)
@@ -120,7 +120,7 @@ def estimator_from(name: str, settings: Mapping[str, Plain]) -> "Estimator":
     if "lengths" in parameters:
         del kinds["lengths"]
         kinds |= {"length": int, "low": int, "high": int}
-    given = _read(f"the estimator {name}", kinds, settings)
+    given = learners.read(f"the estimator {name}", kinds, settings)
     if "lengths" in parameters:
         # What is drawn are multiples of the truncation, so that no inner step is wasted.
         default = parameters["truncation"].default if "truncation" in parameters else 1
@@ -146,63 +146,15 @@ def _lengths(estimator: str, given: dict[str, Any], multiple: int) -> "Lengths":
     )
 
 
-def _read(whose: str, kinds: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as the types of what they are for.
-
-    Raises:
-      UnknownName: there is no such setting.
-      ConfigError: a value is of another type.
-    """
-    given = {}
-    for key, value in settings.items():
-        if key not in kinds:
-            raise unknown_name(f"setting of {whose}", key, kinds, see=", ".join(kinds))
-        if get_origin(kinds[key]) is tuple and not isinstance(value, tuple):
-            value = tuple(plain(word) for word in str(value).split(","))
-        given[key] = coerce(value, kinds[key], f"{key} of {whose}")
-    return given
-
-
 def _check(config: "Config") -> None:
     if config.population < 1:
         raise ConfigError(f"--population {config.population} is not possible; give at least 1.")
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(
-            f"Seed {config.seed} is not allowed; seeds are whole numbers from 0 to {2**32 - 1}."
-        )
+    learners.check_seed(config.seed)
     if config.validation_every < 0:
         raise ConfigError(
             f"--validation-every {config.validation_every} is not possible; give at least 1, or 0 for no "
             "validation."
         )
-
-
-def _start(config: "Config") -> "LearnedOptimizer":
-    import jax
-
-    from outeropt import learned
-
-    if config.weights is not None:
-        weights = learned.load(config.weights)
-        if config.settings or config.architecture not in (None, type(weights).__name__):
-            raise ConfigError(
-                f"--architecture and --settings.* are for a fresh optimizer; {config.weights} is of the "
-                f"architecture {type(weights).__name__} and has its own settings. Leave them out."
-            )
-        return weights
-    name = config.architecture or "AdafacMLP"
-    settings = dict(config.settings)
-    if name in learned.ARCHITECTURES:
-        kinds = get_type_hints(learned.ARCHITECTURES[name].__init__)
-        settings = _read(name, {key: kind for key, kind in kinds.items() if key != "key"}, settings)
-    return learned.build(name, settings, jax.random.key(config.seed))
-
-
-def _with(optimizer: "LearnedOptimizer", settings: Mapping[str, Any]) -> "LearnedOptimizer":
-    for name in settings:
-        if name not in optimizer.settings:
-            raise unknown_name(f"setting of {type(optimizer).__name__}", name, optimizer.settings)
-    return optimizer.with_settings(**settings)
 
 
 def _family(name: str) -> "Task | TaskFamily":

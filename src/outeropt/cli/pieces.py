@@ -21,25 +21,29 @@ from outeropt.errors import ConfigError, near_misses
 _OVERRIDE = "override"
 
 
-def read(files: Sequence[Path], config_class: type, decided: Collection[str]) -> dict[str, Any]:
+def read(
+    files: Sequence[Path], config_class: type, decided: Collection[str], presets: Sequence[Path] = ()
+) -> dict[str, Any]:
     """What the files set, together.
 
     Args:
       files: YAML files.
       config_class: the configuration, a dataclass.
       decided: keys that flags set, entries of mappings as `hyperparameters.momentum`: files may disagree.
+      presets: files that come with the program; they win over the others, and must not disagree either.
 
     Raises:
       ConfigError: a file that cannot be read, an unknown key, a wrong type, or files that disagree.
     """
     given: dict[str, Any] = {}
     where: dict[str, Path] = {}
-    for file in files:
+    for file in (*files, *presets):
         content = _read_yaml(file, config_class)
         override = _override(file, content)
         before = dict(_entries(given))
         for key, value in _entries(content):
-            if key in before and before[key] != value and key not in {*override, *decided}:
+            wins = file in presets and where.get(key) not in presets
+            if key in before and before[key] != value and not wins and key not in {*override, *decided}:
                 raise ConfigError(
                     f"{key} is {before[key]} in {where[key]} and {value} in {file}. Keep one of them, list "
                     f"{key} under `override:` in {file}, or decide with {_flag(key, config_class)}."

@@ -1,0 +1,150 @@
+"""From the words of `outeropt amalgamate` to objects, and the run with its progress."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from jaxtyping import Array, Float
+
+from outeropt.cli import learners
+from outeropt.cli.values import plain
+from outeropt.errors import ConfigError, unknown_name
+
+
+if TYPE_CHECKING:
+    from outeropt import Optimizer
+    from outeropt.amalgamation import Amalgamation
+    from outeropt.cli.amalgamate import Config
+    from outeropt.progress import Bar, Progress
+
+
+def amalgamated(config: "Config") -> Path:
+    """Runs what a configuration asks for.
+
+    Returns:
+      The file of the best student.
+
+    Raises:
+      UnknownName: no such task, architecture, strategy, perturbation, optimizer or setting.
+      ConfigError: a value that is not usable, or a folder of another configuration.
+    """
+    from outeropt.learned.files import FILE
+    from outeropt.progress import Progress
+
+    run = _training(config)
+    run.resume(config.out, _as_yaml(config))
+    with Progress("unrolls") as progress:
+        run.run(_Bars(progress))
+    return config.out / FILE
+
+
+# What a setting must be, by its annotation; schedules and choices are checked by who takes them.
+_KINDS = {
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    Float[Array, ""]: ((int, float), "a number"),
+}
+
+
+class _Bars:
+    """A bar for each period."""
+
+    def __init__(self, progress: "Progress"):
+        self._progress = progress
+        self._bar: Bar | None = None
+
+    def period(self, label: str, total: int, done: int) -> None:
+        # Programs are compiled in the first period that this process does.
+        self._bar = self._progress.task(label, total, done, compiles=self._bar is None)
+
+    def unroll(self, note: str) -> None:
+        assert self._bar is not None
+        self._bar.advance(1, note)
+
+
+def _training(config: "Config") -> "Amalgamation":
+    import jax
+
+    from outeropt import tasks
+    from outeropt.amalgamation import PERTURBATIONS, STRATEGIES, Amalgamation, Losses
+    from outeropt.cli.running import optimizer_from
+
+    learners.check_seed(config.seed)
+    student = learners.start(config)
+    finish: Any = functools.partial(learners.with_settings, settings=student.settings)
+    kinds = {"losses": Losses, **_named("strategy", config.strategy, STRATEGIES)}
+    kinds |= _named("perturbation", config.perturbation, PERTURBATIONS)
+    strategy = {name: _schedule(value) for name, value in config.strategy_settings.items()}
+    return Amalgamation(
+        learners.with_settings(student, config.settings_learning),
+        [_teacher(text) for text in config.teachers],
+        [tasks.get(name) for name in config.tasks],
+        key=jax.random.key(config.seed),
+        strategy=_made("strategy", kinds["strategy"], strategy),
+        losses=_made("losses", kinds["losses"], config.losses),
+        perturbation=_made("perturbation", kinds["perturbation"], config.perturbation_settings),
+        outer=optimizer_from(config.outer, {"learning_rate": 1e-3, **config.outer_hyperparameters}),
+        spread=config.scale_spread,
+        rematerialise=config.rematerialise,
+        finish=finish,
+    )
+
+
+def _named(what: str, name: str, known: Mapping[str, type]) -> dict[str, type]:
+    if name not in known:
+        raise unknown_name(what, name, known, see=", ".join(known))
+    return {what: known[name]}
+
+
+def _made(what: str, kind: Any, given: Mapping[str, Any]) -> Any:
+    """An object of a class whose fields are its settings.
+
+    Raises:
+      UnknownName: it has no such setting.
+      ConfigError: a value is of another type, or not allowed.
+    """
+    hints = get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    for name, value in given.items():
+        if name not in names:
+            raise unknown_name(f"setting of {what}", name, names, see=", ".join(names) or "none")
+        wanted = _KINDS.get(hints[name], (object, ""))
+        if isinstance(value, bool) or not isinstance(value, wanted[0]):
+            flag = f"--{what}.{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} must be {wanted[1] or 'a number or a word'}, not {value!r}.")
+    return kind(**given)
+
+
+def _schedule(value: Any) -> Any:
+    """`"1,2,5"` as a list; all else as it is."""
+    if isinstance(value, str) and "," in value:
+        return [plain(word) for word in value.split(",")]
+    return value
+
+
+def _teacher(text: str) -> "Optimizer":
+    """An optimizer from words, or a learned one from its file or folder, without a warm-up of its own.
+
+    Teachers take part in the warm-up of all.
+    """
+    from outeropt import learned, optimizers
+
+    if not Path(text).exists():
+        return optimizers.from_text(text)
+    teacher = learned.load(text)
+    return teacher.with_settings(warmup_steps=0) if "warmup_steps" in teacher.settings else teacher
+
+
+def _as_yaml(config: "Config") -> dict[str, Any]:
+    """The configuration as YAML holds it, without the folder."""
+    values = dataclasses.asdict(config)
+    del values["out"]
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
