@@ -203,7 +203,7 @@ def test_epochs_are_evaluated_one_by_one_on_whole_splits(folder, run, capsys):
     (archive,) = stored("runs.db", task=task, set="LOpt_4_R2-policy/mine/1@3epochs")
     assert archive.steps.tolist() == [0, 9, 18, 27] and archive.optimizer == "learned:policy/mine/1"
     best = np.log(archive.curves["valid/loss"][0].astype(float))[:, 1:].min(axis=1).mean()
-    assert row[0] == "learned:policy/mine/1" and float(row[1]) == pytest.approx(best, rel=1e-3)
+    assert row[0] == "learned:policy/mine/1" and float(row[1]) == pytest.approx(best, rel=0.01)
     (grid,) = stored("runs.db", set="few@3epochs")
     assert len(grid.settings) == 2 and grid.steps.tolist() == [0, 9, 18, 27]
     families = told[told.index("Replicates") :]

@@ -278,10 +278,14 @@ def show_families(archives: "Sequence[Archive]") -> None:
 
 
 def _seeds_mean(values) -> str:
-    from outeropt.bench.statistics import Interval, mean_interval
+    from outeropt.bench.restarts import Estimate, rounded
+    from outeropt.bench.statistics import mean_interval
 
     finite = values[~_isnan(values)]
-    return _plus_minus(Interval(*map(float, mean_interval(finite)))) if len(finite) else "-"
+    if not len(finite):
+        return "-"
+    mean, _, high = map(float, mean_interval(finite))
+    return rounded(Estimate(mean, high - mean), 2)
 
 
 def _between(interval: "Interval") -> str:

@@ -141,6 +141,7 @@ def epoch_curves(archives: Sequence[Archive], curve: str = "valid/loss") -> Figu
         together = np.concatenate(drawn)
         if together.size and together.min() > 0 and together.max() > 10 * together.min():
             ax.set_yscale("log")
+            style.log_ticks(ax.yaxis, *ax.get_ylim())
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         style.label(ax, task, "epoch", curve)
         if len(axes) == 1:

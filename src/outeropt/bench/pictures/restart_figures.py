@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from outeropt.bench import restarts
 from outeropt.bench.pictures import restart_series, style
@@ -129,7 +128,7 @@ def incumbents(
         _log_if_wide(ax, low, top, "y")
         ax.set_xscale("log")
         ax.set_xlim(right=longest)
-        _log_ticks(ax.xaxis, *ax.get_xlim())
+        style.log_ticks(ax.xaxis, *ax.get_xlim())
         style.label(ax, task, "seconds of all restarts so far", f"expected best {curve} {unit}".rstrip())
         _name(figure, ax, ends, len(panels))
     _legend(figure, panels)
@@ -185,16 +184,8 @@ def _log_if_wide(ax: Axes, low: float, top: float, axis: str) -> None:
     """A logarithmic axis where the limits span more than a factor of ten."""
     if low > 0 and top > 10 * low:
         (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
-        _log_ticks(ax.xaxis if axis == "x" else ax.yaxis, low, top)
+        style.log_ticks(ax.xaxis if axis == "x" else ax.yaxis, low, top)
     (ax.set_xlim if axis == "x" else ax.set_ylim)(low, top)
-
-
-def _log_ticks(axis: Axis, low: float, top: float) -> None:
-    """Ticks at 1, 2 and 5 where decades alone would be but one or two; no names between."""
-    if top < 100 * low:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(style.short))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _band(ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, entry: Contestant) -> None:

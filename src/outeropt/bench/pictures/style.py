@@ -13,8 +13,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 
 LIGHT = ("#326eb6", "#df6e1b", "#4ba493", "#bd2277", "#a46ffa", "#5b5d13", "#421098", "#6f163d")
@@ -86,6 +88,14 @@ def short(value: float, _position: object = None) -> str:
         if abs(value) >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
+
+
+def log_ticks(axis: Axis, low: float, top: float) -> None:
+    """Ticks at 1, 2 and 5 where decades alone would be but one or two; no names between."""
+    if top < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(short))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend(figure: Figure, lines: dict[str, dict]) -> None:
