@@ -11,8 +11,13 @@ import pytest
 
 from outeropt import tree
 from outeropt.errors import ConfigError
+from outeropt.learned.choices.choice import Choice
+from outeropt.learned.choices.choice_large import ChoiceLarge
+from outeropt.learned.choices.choice_pool import ChoicePool
 from outeropt.learned.coordinatewise import coordinates, keras_cells
 from outeropt.learned.coordinatewise.coordinate_lstm import CoordinateLSTM, log_preprocess
+from outeropt.learned.coordinatewise.rnnprop import RNNProp
+from outeropt.learned.coordinatewise.rnnprop_extended import RNNPropExtended
 from outeropt.learned.coordinatewise.scale_basic import ScaleBasic, ScaleBasicState
 from outeropt.learned.coordinatewise.scale_hierarchical import ScaleHierarchical, ScaleHierarchicalState
 from outeropt.training import inner
@@ -26,10 +31,17 @@ PUBLISHED = {
     "scale_hierarchical": ScaleHierarchical,
     "scale_hierarchical_random_lr": ScaleHierarchical,
 }
+POOL = ("sgd,learning_rate=0.3", "static_adam,learning_rate=0.3")
 SMALL = {
     "lstm": (CoordinateLSTM, {"hidden_sizes": (4, 3), "output_scale": 0.5}),
     "lstm_log": (CoordinateLSTM, {"hidden_sizes": (4,), "preprocess": "log"}),
     "basic": (ScaleBasic, {"hidden_sizes": (4, 3), "initial_rates": (0.1, 1.0)}),
+    "rnnprop": (RNNProp, {"hidden_sizes": (4, 3), "output_scale": 0.5}),
+    "rnnprop_adam": (RNNProp, {"hidden_sizes": (4,), "output": "adam"}),
+    "rnnprop_extended": (RNNPropExtended, {"hidden_sizes": (4, 3), "output_scale": 0.5}),
+    "choice": (Choice, {"hidden_sizes": (4, 3), "rate": 0.3}),
+    "choice_large": (ChoiceLarge, {"hidden_sizes": (4,)}),
+    "choice_pool": (ChoicePool, {"hidden_sizes": (4,), "pool": POOL, "lr_multiplier_scale": 0.5}),
     "hierarchical": (ScaleHierarchical, {"param_units": 5, "global_units": 3, "timescales": 2}),
 }
 PARAMS = {
@@ -293,7 +305,7 @@ def test_a_bare_scalar_is_a_tree_of_parameters(architecture):
     assert update.shape == () and np.isfinite(update) and update != 0
 
 
-@pytest.mark.parametrize("architecture", ["lstm", "lstm_log", "basic"])
+@pytest.mark.parametrize("architecture", ["lstm", "lstm_log", "rnnprop", "choice", "basic"])
 def test_coordinates_do_not_see_each_other(architecture):
     # Equal rates for all: those of another tree are another draw.
     optimizer = ScaleBasic(hidden_sizes=(4, 3)) if architecture == "basic" else small(architecture)
