@@ -177,10 +177,7 @@ def _numbered(table: Table, tags: tuple[str, ...]) -> dict[str, HyperparameterSe
 
 @functools.cache
 def _published() -> dict[str, HyperparameterSet]:
-    from outeropt import optimizers
-
-    here = [row for row in AMALGAMATION if row[1] in optimizers.names()]
-    return _numbered(PUBLISHED, ("published",)) | _numbered(tuple(here), ("published", "amalgamation"))
+    return _numbered(PUBLISHED, ("published",)) | _numbered(AMALGAMATION, ("published", "amalgamation"))
 
 
 @functools.cache
