@@ -178,5 +178,6 @@ class ChoicePool(ChoicePolicy):
 
     @property
     def published_names(self) -> dict[str, str]:
+        # No published policy has multipliers; the name is ours.
         more = keras_cells.dense_names("multipliers", "learning_rate") if self.multipliers else {}
         return {**super().published_names, **more}
