@@ -7,7 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 
-_ROOMS = ("bench", "data", "learned", "metatraining", "optimizers", "search", "selftuning", "tasks")
+_ROOMS = (
+    *("amalgamation", "bench", "data", "learned", "metatraining", "optimizers", "search", "selftuning"),
+    "tasks",
+)
 # Rooms above `optimizers` that add names of their own to it: `learned:small_fc`, `metaopt`.
 _SOURCES = ("learned", "selftuning")
 _NAMES = {
@@ -29,6 +32,7 @@ _NAMES = {
 }
 
 if TYPE_CHECKING:
+    from outeropt import amalgamation as amalgamation
     from outeropt import bench as bench
     from outeropt import data as data
     from outeropt import learned as learned
