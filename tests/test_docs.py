@@ -15,7 +15,18 @@ import jax
 import pytest
 
 import outeropt
-from outeropt import bench, data, learned, metatraining, optimizers, search, selftuning, store, tasks
+from outeropt import (
+    amalgamation,
+    bench,
+    data,
+    learned,
+    metatraining,
+    optimizers,
+    search,
+    selftuning,
+    store,
+    tasks,
+)
 from outeropt.cli import running
 from outeropt.cli.config import parse
 from outeropt.cli.main import VERBS, main
@@ -26,7 +37,14 @@ DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
 GUIDES = [
     DOCS / f"{name}.md"
-    for name in ("tutorial", "learned", "estimators", "selftuning", "selftuning_hypergradient")
+    for name in (
+        "tutorial",
+        "learned",
+        "estimators",
+        "amalgamation",
+        "selftuning",
+        "selftuning_hypergradient",
+    )
 ]
 RUN = [ROOT / "README.md", *GUIDES, *sorted((DOCS / "howto").glob("*.md"))]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
@@ -131,7 +149,18 @@ ROOMS = {
     "outeropt": outeropt,
     **{
         f"outeropt.{room.__name__.split('.')[-1]}": room
-        for room in (bench, data, learned, metatraining, optimizers, search, selftuning, store, tasks)
+        for room in (
+            amalgamation,
+            bench,
+            data,
+            learned,
+            metatraining,
+            optimizers,
+            search,
+            selftuning,
+            store,
+            tasks,
+        )
     },
 }
 PUBLIC = [(room, name) for room, module in ROOMS.items() for name in module.__all__]

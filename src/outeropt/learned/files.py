@@ -44,7 +44,7 @@ def load(name: str | Path) -> LearnedOptimizer:
 
     Args:
       name: a name that `names` lists (`"small_fc"`), a file that `LearnedOptimizer.save` wrote, or a folder
-        of `metatrain`.
+        of `metatrain` or `amalgamate`.
 
     Raises:
       UnknownName: neither a name nor a file.
