@@ -1,5 +1,6 @@
 """Numbers that follow the stage or the period of a training: one for all, a list, or a geometric sequence."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,9 +25,9 @@ def at(schedule: Schedule, index: int) -> float:
     return schedule
 
 
-def whole(schedule: Schedule, index: int) -> int:
-    """The same as a whole number, rounded to the nearest."""
-    return round(at(schedule, index))
+def whole(schedule: Schedule, index: int, lowest: int) -> int:
+    """The same as a whole number, rounded to the nearest, and at least `lowest`: sequences may fall."""
+    return max(lowest, round(at(schedule, index)))
 
 
 def check(name: str, schedule: Any, lowest: float, *, is_whole: bool = False) -> Schedule:
@@ -39,7 +40,7 @@ def check(name: str, schedule: Any, lowest: float, *, is_whole: bool = False) ->
       is_whole: whether lists and numbers must be whole.
 
     Raises:
-      ConfigError: it is none, or a value is too low.
+      ConfigError: it is none, or a value is too low or not finite.
     """
     if isinstance(schedule, Mapping):
         values = [schedule.get("start"), schedule.get("factor")]
@@ -59,4 +60,4 @@ def check(name: str, schedule: Any, lowest: float, *, is_whole: bool = False) ->
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

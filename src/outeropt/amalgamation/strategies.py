@@ -137,10 +137,10 @@ class Strategy(abc.ABC):
     def plan(self, index: int) -> Plan:
         """The unrolls at one index of the schedules."""
         return Plan(
-            whole(self.unroll, index),
-            whole(self.depth, index),
-            whole(self.epochs, index),
-            whole(self.warmup, index),
+            whole(self.unroll, index, 1),
+            whole(self.depth, index, 1),
+            whole(self.epochs, index, 1),
+            whole(self.warmup, index, 0),
             at(self.warmup_rate, index),
             at(self.imitation, index),
         )
