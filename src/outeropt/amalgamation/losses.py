@@ -62,7 +62,7 @@ class Losses(eqx.Module):
                 raise ConfigError(
                     f"{name} = {getattr(self, name)!r} is unknown; it is {' or '.join(allowed)}."
                 )
-        if self.huber < 0 or self.epsilon <= 0:
+        if not (0 <= self.huber < math.inf and 0 < self.epsilon < math.inf):
             raise ConfigError(f"huber = {self.huber} must be at least 0, epsilon = {self.epsilon} above 0.")
 
     def distance(self, student: PyTree, teacher: PyTree) -> Float[Array, ""]:
