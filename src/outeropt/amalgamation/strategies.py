@@ -13,7 +13,7 @@ from outeropt.amalgamation.schedules import Schedule, at, check, whole
 _LOWEST = {
     **dict.fromkeys(("num_periods", "num_stages", "num_chances", "unroll", "depth", "epochs"), 1),
     **dict.fromkeys(("validation_epochs", "validation_depth", "validation_unroll"), 1),
-    **dict.fromkeys(("warmup", "max_repeat"), 0),
+    **dict.fromkeys(("warmup", "validation_warmup", "max_repeat"), 0),
 }
 
 
@@ -154,6 +154,9 @@ class Simple(Strategy):
       validation_epochs: episodes of a validation.
       validation_depth: unrolls of each.
       validation_unroll: inner steps of an unroll there.
+      validation_warmup: unrolls of plain SGD before those; the same for all periods, so that their students
+        can be compared.
+      validation_warmup_rate: its learning rate.
     """
 
     num_periods: int = 25
@@ -162,6 +165,8 @@ class Simple(Strategy):
     validation_epochs: int = 2
     validation_depth: int = 25
     validation_unroll: int = 20
+    validation_warmup: int = 0
+    validation_warmup_rate: float = 0.05
 
     name: ClassVar[str] = "simple"
 
@@ -181,6 +186,8 @@ class Simple(Strategy):
             unroll=self.validation_unroll,
             depth=self.validation_depth,
             epochs=self.validation_epochs,
+            warmup=self.validation_warmup,
+            warmup_rate=self.validation_warmup_rate,
             imitation=0.0,
         )
         return Period(Place(0, period, repeat), start, training, validation)

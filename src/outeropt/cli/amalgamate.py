@@ -38,8 +38,8 @@ class Config:
     teachers: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--teacher",))] = ()
     """Whom the student imitates: NAME,hyperparameter=value,... (outeropt list optimizers), or a file or
     folder of a learned optimizer, such as a choice policy."""
-    architecture: str = "RNNProp"
-    """The student (outeropt list architectures)."""
+    architecture: str | None = None
+    """The student (outeropt list architectures). Default: RNNProp, or that of the weights."""
     settings: Annotated[dict[str, Setting], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     settings_learning: Annotated[dict[str, Setting], tyro.conf.Suppress] = dataclasses.field(
         default_factory=dict
@@ -77,4 +77,6 @@ def run(config: Config) -> None:
     from outeropt.cli.amalgamation import amalgamated
 
     made = amalgamated(config)
-    print(f"Student: {made}   next: outeropt evaluate --weights {config.out} --tasks amalgamation-suite")
+    print(
+        f"Student: {made}   next: outeropt evaluate --weights {config.out} --tasks {' '.join(config.tasks)}"
+    )

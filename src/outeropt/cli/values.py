@@ -14,7 +14,7 @@ Plain = int | float | bool | str
 # What a task trains on.
 Rows = Literal["train", "train+valid"]
 # What a setting can be: lists are written as such in YAML, and with commas on the command line.
-Setting = Plain | tuple[int | float, ...]
+Setting = Plain | tuple[int | float | str, ...]
 
 
 def plain(text: str) -> Plain:
@@ -78,7 +78,7 @@ def type_name(kind: Any) -> str:
         str: "text",
         Path: "a path",
         Plain: "a number, true or false, or text",
-        Setting: "a number, a list of numbers, true or false, or text",
+        Setting: "a number, a list, true or false, or text",
         tuple: "a list",
         dict: "a mapping",
     }

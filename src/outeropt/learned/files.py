@@ -57,7 +57,9 @@ def load(name: str | Path) -> LearnedOptimizer:
     if str(name) and path.is_dir():
         path = path / FILE
         if not path.exists():
-            raise OuteroptError(f"{name} holds no {FILE}; meta-training writes it when it ends.")
+            raise OuteroptError(
+                f"{name} holds no {FILE}; metatrain writes it when it ends, and amalgamate after its first period."
+            )
     if not str(name) or not path.exists():
         raise unknown_name("learned optimizer or file", str(name), names(), see="outeropt list weights")
     return _read(path)

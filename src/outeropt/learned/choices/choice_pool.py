@@ -1,6 +1,5 @@
 """The choice among any optimizers."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -97,7 +96,7 @@ class ChoicePool(ChoicePolicy):
         self,
         *,
         key: PRNGKeyArray | None = None,
-        pool: Sequence[str] = SMALL_POOL,
+        pool: tuple[str, ...] = SMALL_POOL,
         hidden_sizes: tuple[int, ...] = (20, 20),
         selection: str = "soft",
         hardness: float = 10.0,
