@@ -1,12 +1,12 @@
-"""Cost of an outer step of amalgamation: RNNProp, two teachers, conv_train on MNIST, batches of 128, 100 steps.
+"""Cost of an outer step of amalgamation: RNNProp, two teachers, 100 steps of conv_train with batches of 128.
 
     python benchmarks/amalgamation.py
 
-Measures in fresh processes without a cache of programs: the first outer step, which compiles, and the median of
-the next three, in seconds of wall clock and of CPU, and the peak of memory. The reference is the published code
-at equal work (TensorFlow 2.4.1, two quiet cores): the first one takes 37 s of CPU, then 24 s of CPU and 12.4 s
-of wall clock each, and 7.9 GB. `XLA's convolutions` is this library with them in place of `tasks.rows_last`.
-The last rows are for a small task, one student and four at once.
+Measures in fresh processes without a cache of programs: the first outer step, which compiles, and the median
+of the next three, in seconds of wall clock and of CPU, and the peak of memory. The reference is the published
+code at equal work (TensorFlow 2.4.1, two quiet cores): the first one takes 37 s of CPU, then 24 s of CPU and
+12.4 s of wall clock each, and 7.9 GB. `XLA's convolutions` is this library with them in place of
+`tasks.rows_last`. The last rows are for a small task, one student and four at once.
 """
 
 import argparse
@@ -85,9 +85,8 @@ def main() -> None:
     chosen = parser.parse_args().row
     if chosen:
         return measure(chosen)
-    print(
-        f"{'for each student':32} {'first s':>8} {'CPU s':>6} {'then s':>7} {'CPU s':>6} {'GB':>5}  of reference"
-    )
+    heads = ("for each student", "first s", "CPU s", "then s", "CPU s", "GB")
+    print("{:32} {:>8} {:>6} {:>7} {:>6} {:>5}  of reference".format(*heads))
     numbers = (REFERENCE[name] for name in ("first CPU s", "s", "CPU s", "GB"))
     print("{:32} {:>8} {:6.1f} {:7.2f} {:6.2f} {:5.2f}".format("published code, conv_train", "", *numbers))
     for row in ROWS:

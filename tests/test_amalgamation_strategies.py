@@ -119,7 +119,7 @@ def test_simple_goes_on_whatever_comes():
     assert [p.training.depth for p in periods] == [1, 3, 3, 3]
     assert [p.training.imitation for p in periods] == [0.5, 0.25, 0.25, 0.25]
     assert periods[1].training == Plan(20, 3, 10, 2, 0.3, 0.25) == strategy.plan_of(periods[1].place)
-    assert periods[1].validation == Plan(20, 25, 2, 2, 0.3, 0.0)
+    assert periods[1].validation == Plan(20, 25, 2, 0, 0.05, 0.0)
     assert strategy.best(records) == place(0, 0, 0)
     assert strategy.best(records[1:]) == place(0, 3, 0), "what is no number is never the best"
 

@@ -55,7 +55,7 @@ def test_a_file_without_a_story(optimizer, tmp_path):
 
 def test_a_folder_of_meta_training(optimizer, tmp_path):
     told = refused(OuteroptError, learned.load, tmp_path)
-    assert told == f"{tmp_path} holds no {FILE}; meta-training writes it when it ends."
+    assert told == f"{tmp_path} holds no {FILE}; metatrain writes it when it ends, amalgamate after a period."
     optimizer.save(tmp_path / FILE, MADE)
     same(learned.load(tmp_path), optimizer)
     assert learned.about(tmp_path) == MADE

@@ -77,6 +77,5 @@ def run(config: Config) -> None:
     from outeropt.cli.amalgamation import amalgamated
 
     made = amalgamated(config)
-    print(
-        f"Student: {made}   next: outeropt evaluate --weights {config.out} --tasks {' '.join(config.tasks)}"
-    )
+    tasks = " ".join(config.tasks)
+    print(f"Student: {made}   next: outeropt evaluate --weights {config.out} --tasks {tasks}")

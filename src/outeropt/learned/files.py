@@ -58,7 +58,7 @@ def load(name: str | Path) -> LearnedOptimizer:
         path = path / FILE
         if not path.exists():
             raise OuteroptError(
-                f"{name} holds no {FILE}; metatrain writes it when it ends, and amalgamate after its first period."
+                f"{name} holds no {FILE}; metatrain writes it when it ends, amalgamate after a period."
             )
     if not str(name) or not path.exists():
         raise unknown_name("learned optimizer or file", str(name), names(), see="outeropt list weights")
