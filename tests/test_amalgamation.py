@@ -86,10 +86,14 @@ def test_steps_that_do_not_count_have_no_weight_and_finite_gradients(objective, 
     for slope, other in zip(slopes, clean):
         np.testing.assert_array_equal(slope[:2], other[:2])
         np.testing.assert_array_equal(slope[2:], 0.0)
-    # They stay in the mean over all steps.
-    half = np.mean(np.log(OWN[:2]) - np.log(FIRST[:2])) / 2
-    if objective == "log":
-        np.testing.assert_allclose(losses.meta(spoilt[0], spoilt[1], counts), half, rtol=1e-5)
+    # A student that stays where it was is no better and no worse than one that did not move.
+    shares = [*np.asarray(OWN / FIRST)[:2].tolist(), 1.0, 1.0]
+    own = np.mean(np.log(shares) if objective == "log" else shares)
+    np.testing.assert_allclose(losses.meta(*spoilt[:2], counts), own, rtol=1e-5)
+    far = np.asarray(GAPS).max(axis=1)[:2]
+    np.testing.assert_allclose(
+        losses.imitation(spoilt[2], counts), sum(far if objective == "log" else np.exp(far)) / 4, rtol=1e-5
+    )
 
 
 def test_mixtures():
@@ -396,7 +400,7 @@ def test_gradients_are_those_of_finite_differences(huber):
     size, forward = 5e-3, jit(values)
     ends = [forward(jax.tree.map(lambda w, d, s=s: w + s * d, STUDENT, direction)) for s in (size, -size)]
     wanted = (np.asarray(ends[0], np.float64) - np.asarray(ends[1], np.float64)) / (2 * size)
-    assert (np.abs(wanted) > 1e-2).mean() > 0.8, "what is tested is not nothing"
+    assert (np.abs(wanted) > 1e-2).mean() > 0.7, "what is tested is not nothing"
     np.testing.assert_allclose(slopes, wanted, rtol=2e-2, atol=5e-4)
 
 

@@ -1,4 +1,4 @@
-"""Perturbations of a student as it learns: noise of the right size, attacks that hurt, none in validation."""
+"""Perturbations of a student as it learns: noise of the right size, attacks that hurt."""
 
 import functools
 import math

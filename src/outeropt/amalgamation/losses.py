@@ -84,12 +84,12 @@ class Losses(eqx.Module):
         initial: Float[Array, " steps"],
         counts: Bool[Array, " steps"],
     ) -> Float[Array, ""]:
-        """The student's own loss, over the steps that count."""
-        # Steps that do not count hold numbers whose derivatives are none.
+        """The student's own loss; steps that do not count are worth no change, and have no gradient."""
+        # What they hold are numbers whose derivatives are none.
         own = jnp.where(counts, losses, 1.0) + self.epsilon
         first = jnp.where(counts, initial, 1.0) + self.epsilon
         values = jnp.log(own) - jnp.log(first) if self.objective == "log" else own / first
-        return jnp.sum(jnp.where(counts, self.weights(len(losses)) * values, 0.0))
+        return jnp.sum(self.weights(len(losses)) * values)
 
     def imitation(
         self, distances: Float[Array, "steps teachers"], counts: Bool[Array, " steps"]

@@ -97,7 +97,7 @@ def learn(
 
     Returns:
       The next learner, the runners after the unroll, and a report. Where the gradient is not finite, the
-      learner is the one given.
+      learner is the one given. Hyperparameters stay in the ranges of their spaces; meta-parameters have none.
     """
     data_key, mix_key, offset_key, step_key = jax.random.split(key, 4)
     weights = recipe.losses.mix(imitation, mix_key)
@@ -125,10 +125,16 @@ def learn(
     grads, (after, course, meta, imitated) = jax.grad(loss, has_aux=True)(student, offset)
     updates, outer = recipe.outer.update(grads, learner.outer, student, key=step_key, step=learner.steps)
     usable = tree.all_finite(grads)
-    stepped = Learner(jax.tree.map(jnp.add, student, updates), outer, learner.steps)
+    stepped = Learner(_in_range(jax.tree.map(jnp.add, student, updates)), outer, learner.steps)
     stepped = tree.where(usable, stepped, learner)
     learner = Learner(stepped.student, stepped.outer, learner.steps + 1)
     return learner, after, report(recipe.losses, course, meta, imitated, skipped=~usable)
+
+
+def _in_range(student: Optimizer) -> Optimizer:
+    leaves = student.hyperparameters
+    clipped = {name: space.clip(leaves[name]) for name, space in student.spaces.items() if name in leaves}
+    return tree.with_leaves(student, clipped)
 
 
 def watch(

@@ -91,7 +91,8 @@ class PeriodRun:
 
     def restore(self, state: PyTree) -> None:
         """Goes on from a `state`, after `state_after` was told how many unrolls were done."""
-        self.learner, self._runners, self.logs = state
+        self.learner, self._runners, logs = state
+        self.logs = {name: logs[name] for name in self.logs}  # in their order
 
     def step(self) -> str:
         """Does the next unroll; a few words on it."""

@@ -1,9 +1,10 @@
 """A whole amalgamation: `Amalgamation`, which can be looked at on the way, and `amalgamate`."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from jaxtyping import PRNGKeyArray
@@ -39,7 +40,8 @@ class Amalgamation:
     """A student that learns from teachers, period after period.
 
     Args:
-      student: the optimizer that is learned; its array leaves change.
+      student: the optimizer that is learned; its array leaves change. The strategy's warm-up takes the place
+        of one that it, or a teacher, has of its own.
       teachers: whom it imitates; none for the meta-loss alone.
       tasks: what it is trained on, one after the other in each period.
       key: randomness.
@@ -78,21 +80,21 @@ class Amalgamation:
         losses = Losses() if losses is None else losses
         if losses.mixture == "imitation" and not teachers:
             raise ConfigError("The imitation loss needs teachers: give at least one, or another mixture.")
-        if not spread >= 0:
+        if not 0 <= spread < math.inf:
             raise ConfigError(f"The spread of the scale is {spread}; give a number of at least 0.")
         self.strategy = Curriculum() if strategy is None else strategy
         self.records: list[Record] = []
         self._tasks, self._key = tuple(tasks), key
-        self._finish = finish or (lambda learned: learned)
+        self._finish = (lambda learned: _without_warm_up(finish(learned))) if finish else _without_warm_up
         self._recipe = Recipe(
-            tuple(teachers),
+            tuple(_without_warm_up(teacher) for teacher in teachers),
             losses,
             Unperturbed() if perturbation is None else perturbation,
             optimizers.get("clip_adaptive:adam", learning_rate=1e-3) if outer is None else outer,
             spread,
             rematerialise,
         )
-        self._fresh = begin(self._recipe, student)
+        self._fresh = begin(self._recipe, _without_warm_up(student))
         self._learners: dict[Place, Learner] = {}
         self._experiment: Experiment | None = None
         self._about: dict[str, Any] = {}
@@ -165,7 +167,7 @@ class Amalgamation:
     def _used(self, student: Optimizer, place: Place) -> Optimizer:
         """A student as it is used after training: with the warm-up that it was trained with, if it can."""
         student, plan = self._finish(student), self.strategy.plan_of(place)
-        if not (isinstance(student, LearnedOptimizer) and "warmup_steps" in student.settings):
+        if not _can_warm_up(student):
             return student
         return student.with_settings(warmup_steps=plan.warmup * plan.unroll, warmup_rate=plan.warmup_rate)
 
@@ -177,6 +179,16 @@ class Amalgamation:
             assert self._experiment is not None
             self._learners[place] = self._experiment.learner(place, self._fresh)
         return self._learners[place]
+
+
+def _can_warm_up(optimizer: Optimizer) -> TypeGuard[LearnedOptimizer]:
+    return isinstance(optimizer, LearnedOptimizer) and "warmup_steps" in optimizer.settings
+
+
+def _without_warm_up(optimizer: Optimizer) -> Optimizer:
+    """The optimizer as it takes part in the warm-up of all."""
+    has_one = _can_warm_up(optimizer) and optimizer.settings["warmup_steps"]
+    return optimizer.with_settings(warmup_steps=0) if has_one else optimizer
 
 
 def _row(

@@ -125,16 +125,10 @@ def _schedule(value: Any) -> Any:
 
 
 def _teacher(text: str) -> "Optimizer":
-    """An optimizer from words, or a learned one from its file or folder, without a warm-up of its own.
-
-    Teachers take part in the warm-up of all.
-    """
+    """An optimizer from words, or a learned one from its file or folder."""
     from outeropt import learned, optimizers
 
-    if not Path(text).exists():
-        return optimizers.from_text(text)
-    teacher = learned.load(text)
-    return teacher.with_settings(warmup_steps=0) if "warmup_steps" in teacher.settings else teacher
+    return learned.load(text) if Path(text).exists() else optimizers.from_text(text)
 
 
 def _as_yaml(config: "Config") -> dict[str, Any]:
