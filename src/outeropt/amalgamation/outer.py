@@ -10,6 +10,7 @@ from outeropt.amalgamation import race
 from outeropt.amalgamation.losses import Losses
 from outeropt.amalgamation.perturbations import Perturbation, Perturbed
 from outeropt.amalgamation.race import Course, Runners
+from outeropt.errors import ConfigError, OuteroptError
 from outeropt.optimizer import Optimizer
 from outeropt.optimizers.schedules import number
 from outeropt.task import Task
@@ -71,8 +72,17 @@ class Report(eqx.Module):
 
 
 def begin(recipe: Recipe, student: Optimizer) -> Learner:
-    """The state before the first outer step."""
-    return Learner(student, recipe.outer.init(student), jnp.int32(0))
+    """The state before the first outer step.
+
+    Raises:
+      ConfigError: the outer loop's optimizer needs more than a gradient.
+    """
+    learner = Learner(student, recipe.outer.init(student), jnp.int32(0))
+    try:
+        eqx.filter_eval_shape(_step, recipe, learner, student, jax.random.key(0))
+    except OuteroptError as error:
+        raise ConfigError(f"The outer loop has a gradient, and nothing else to offer: {error}") from None
+    return learner
 
 
 def learn(
@@ -123,12 +133,15 @@ def learn(
         slope, _ = jax.grad(loss, argnums=1, has_aux=True)(student, offset)
         offset = recipe.perturbation.climb(student, offset, slope)
     grads, (after, course, meta, imitated) = jax.grad(loss, has_aux=True)(student, offset)
-    updates, outer = recipe.outer.update(grads, learner.outer, student, key=step_key, step=learner.steps)
     usable = tree.all_finite(grads)
-    stepped = Learner(_in_range(jax.tree.map(jnp.add, student, updates)), outer, learner.steps)
-    stepped = tree.where(usable, stepped, learner)
+    stepped = tree.where(usable, _step(recipe, learner, grads, step_key), learner)
     learner = Learner(stepped.student, stepped.outer, learner.steps + 1)
     return learner, after, report(recipe.losses, course, meta, imitated, skipped=~usable)
+
+
+def _step(recipe: Recipe, learner: Learner, grads: Optimizer, key: PRNGKeyArray) -> Learner:
+    updates, outer = recipe.outer.update(grads, learner.outer, learner.student, key=key, step=learner.steps)
+    return Learner(_in_range(jax.tree.map(jnp.add, learner.student, updates)), outer, learner.steps)
 
 
 def _in_range(student: Optimizer) -> Optimizer:

@@ -1,12 +1,12 @@
 """From the words of `outeropt amalgamate` to objects, and the run with its progress."""
 
 import dataclasses
-import functools
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from jaxtyping import Array, Float
+from jaxtyping import AbstractArray
 
 from outeropt.cli import learners
 from outeropt.cli.values import plain
@@ -40,14 +40,6 @@ def amalgamated(config: "Config") -> Path:
     return config.out / FILE
 
 
-# What a setting must be, by its annotation; schedules and choices are checked by who takes them.
-_KINDS = {
-    int: (int, "a whole number"),
-    float: ((int, float), "a number"),
-    Float[Array, ""]: ((int, float), "a number"),
-}
-
-
 class _Bars:
     """A bar for each period."""
 
@@ -72,8 +64,7 @@ def _training(config: "Config") -> "Amalgamation":
     from outeropt.cli.running import optimizer_from
 
     learners.check_seed(config.seed)
-    student = learners.start(config)
-    finish: Any = functools.partial(learners.with_settings, settings=student.settings)
+    student = learners.start(config, default="RNNProp")
     kinds = {"losses": Losses, **_named("strategy", config.strategy, STRATEGIES)}
     kinds |= _named("perturbation", config.perturbation, PERTURBATIONS)
     strategy = {name: _schedule(value) for name, value in config.strategy_settings.items()}
@@ -88,7 +79,7 @@ def _training(config: "Config") -> "Amalgamation":
         outer=optimizer_from(config.outer, {"learning_rate": 1e-3, **config.outer_hyperparameters}),
         spread=config.scale_spread,
         rematerialise=config.rematerialise,
-        finish=finish,
+        finish=operator.methodcaller("with_settings", **student.settings),
     )
 
 
@@ -110,18 +101,30 @@ def _made(what: str, kind: Any, given: Mapping[str, Any]) -> Any:
     for name, value in given.items():
         if name not in names:
             raise unknown_name(f"setting of {what}", name, names, see=", ".join(names) or "none")
-        wanted = _KINDS.get(hints[name], (object, ""))
-        if isinstance(value, bool) or not isinstance(value, wanted[0]):
+        wanted, words = _kind(hints[name])
+        if isinstance(value, bool) or not isinstance(value, wanted):
             flag = f"--{what}.{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} must be {wanted[1] or 'a number or a word'}, not {value!r}.")
+            raise ConfigError(f"{flag} must be {words}, not {value!r}.")
     return kind(**given)
 
 
+def _kind(hint: Any) -> tuple[Any, str]:
+    """What a setting must be, by its annotation; schedules and choices are checked by who takes them."""
+    if hint is int:
+        return int, "a whole number"
+    if hint is float or (isinstance(hint, type) and issubclass(hint, AbstractArray)):
+        return (int, float), "a number"
+    return object, "a number or a word"
+
+
 def _schedule(value: Any) -> Any:
-    """`"1,2,5"` as a list; all else as it is."""
-    if isinstance(value, str) and "," in value:
-        return [plain(word) for word in value.split(",")]
-    return value
+    """`"1,2,5"` as a list, and `"1e-3"`, which YAML takes for text, as a number; all else as it is."""
+    if isinstance(value, str):
+        words = [plain(word) for word in value.split(",")]
+        return words if len(words) > 1 else words[0]
+    if isinstance(value, Mapping):
+        return {name: _schedule(item) for name, item in value.items()}
+    return [_schedule(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _teacher(text: str) -> "Optimizer":

@@ -84,7 +84,7 @@ def _take_presets(verb: str, words: list[str], folder: Path | None) -> tuple[lis
             continue
         names = []
         while words and not words[0].startswith("-"):
-            names += words.pop(0).split(",")
+            names += filter(None, words.pop(0).split(","))
         if not names:
             raise ConfigError(
                 f"{word} needs names, as in outeropt {verb} {word} fgsm; see outeropt list presets."

@@ -56,11 +56,11 @@ def with_settings(optimizer: "LearnedOptimizer", settings: Mapping[str, Any]) ->
 
     Raises:
       UnknownName: it has no such setting.
+      ConfigError: a value of another type, or one that needs other meta-parameters.
     """
-    for name in settings:
-        if name not in optimizer.settings:
-            raise unknown_name(f"setting of {type(optimizer).__name__}", name, optimizer.settings)
-    return optimizer.with_settings(**settings)
+    kinds = get_type_hints(type(optimizer).__init__)
+    known = {name: kinds[name] for name in optimizer.settings}
+    return optimizer.with_settings(**read(type(optimizer).__name__, known, settings))
 
 
 def read(whose: str, kinds: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """From the words of `outeropt metatrain` to objects, and the run with its progress."""
 
 import dataclasses
-import functools
 import inspect
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
@@ -68,7 +68,7 @@ def _training(config: "Config") -> "MetaTraining | PopulationTraining":
     finish = None
     if config.settings_learning:
         # The start has settings as it will be used; another may hold while it is learned.
-        finish = functools.partial(learners.with_settings, settings=start.settings)
+        finish = operator.methodcaller("with_settings", **start.settings)
         start = learners.with_settings(start, config.settings_learning)
     estimator = estimator_from(config.estimator, config.estimator_settings)
     outer = optimizer_from(config.outer, config.outer_hyperparameters)

@@ -44,9 +44,11 @@ def read(
         for key, value in _entries(content):
             wins = file in presets and where.get(key) not in presets
             if key in before and before[key] != value and not wins and key not in {*override, *decided}:
+                mend = f"Keep one of them, list {key} under `override:` in {file}"
+                mend = "Leave one of these presets out" if file in presets else mend
                 raise ConfigError(
-                    f"{key} is {before[key]} in {where[key]} and {value} in {file}. Keep one of them, list "
-                    f"{key} under `override:` in {file}, or decide with {_flag(key, config_class)}."
+                    f"{key} is {before[key]} in {where[key]} and {value} in {file}. {mend}, or decide with "
+                    f"{_flag(key, config_class)}."
                 )
             where[key] = file
         for key, value in content.items():
