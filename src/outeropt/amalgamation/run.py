@@ -187,8 +187,9 @@ def _can_warm_up(optimizer: Optimizer) -> TypeGuard[LearnedOptimizer]:
 
 def _without_warm_up(optimizer: Optimizer) -> Optimizer:
     """The optimizer as it takes part in the warm-up of all."""
-    has_one = _can_warm_up(optimizer) and optimizer.settings["warmup_steps"]
-    return optimizer.with_settings(warmup_steps=0) if has_one else optimizer
+    if _can_warm_up(optimizer) and optimizer.settings["warmup_steps"]:
+        return optimizer.with_settings(warmup_steps=0)
+    return optimizer
 
 
 def _row(
