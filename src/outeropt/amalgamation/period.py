@@ -81,18 +81,20 @@ class PeriodRun:
         """All that changes, for a checkpoint."""
         return self.learner, self._runners, self.logs
 
-    def state_after(self, done: int) -> PyTree:
-        """Shapes of `state` after so many unrolls."""
-        self.done = done
-        if done == self.total or self._place()[3] == 0:
-            return self.learner, None, self.logs
-        kind, task, _, _ = self._place()
-        return self.learner, eqx.filter_eval_shape(self._begin, kind, task, self._keys[kind]), self.logs
+    def restore(self, done: int, load: Callable[[PyTree], PyTree]) -> None:
+        """Goes on from an earlier `state`.
 
-    def restore(self, state: PyTree) -> None:
-        """Goes on from a `state`, after `state_after` was told how many unrolls were done."""
-        self.learner, self._runners, logs = state
-        self.logs = {name: logs[name] for name in self.logs}  # in their order
+        Args:
+          done: unrolls that were done then.
+          load: gives the state, told its structure and shapes.
+        """
+        self.done = done
+        runners = None
+        if not self._between_episodes:
+            kind, task, _, _ = self._place()
+            runners = eqx.filter_eval_shape(self._begin, kind, task, self._keys[kind])
+        self.learner, self._runners, logs = load((self.learner, runners, self.logs))
+        self.logs = {name: np.array(logs[name]) for name in self.logs}  # in their order
 
     def step(self) -> str:
         """Does the next unroll; a few words on it."""
@@ -111,7 +113,7 @@ class PeriodRun:
             number = episode * plan.depth + unroll - plan.warmup
             note = self._unroll(kind, task, plan, key, number)
         self.done += 1
-        if self.done == self.total or self._place()[3] == 0:
+        if self._between_episodes:
             self._runners = None
         return note
 
@@ -161,6 +163,10 @@ class PeriodRun:
 
     def _plan(self, kind: int) -> Plan:
         return self._period.training if kind == _TRAINING else self._period.validation
+
+    @property
+    def _between_episodes(self) -> bool:
+        return self.done == self.total or self._place()[3] == 0
 
     def _place(self) -> tuple[int, int, int, int]:
         """Whether the next unroll is of training or validation, and its task, episode and number in it."""

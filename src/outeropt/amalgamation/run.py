@@ -138,7 +138,7 @@ class Amalgamation:
         kept = self._experiment.suspended(period.place) if self._experiment else None
         if self._experiment and kept:
             began -= kept["seconds"]
-            run.restore(self._experiment.resumed(run.state_after(kept["done"])))
+            run.restore(kept["done"], self._experiment.resumed)
         label, saved = self.strategy.label(period.place), time.monotonic()
         if watcher:
             watcher.period(label, run.total, run.done)
