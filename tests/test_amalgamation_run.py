@@ -79,7 +79,12 @@ def amalgamation(strategy=STAGED, student=STUDENT, teachers=TEACHERS, **options)
 
 def simple(periods=2, **options):
     given = {"unroll": UNROLL, "depth": 2, "epochs": 1, "warmup": 1, "warmup_rate": 0.02}
-    given |= {"validation_unroll": UNROLL, "validation_depth": 2, "validation_epochs": 1}
+    given |= {
+        "validation_unroll": UNROLL,
+        "validation_depth": 2,
+        "validation_epochs": 1,
+        "validation_warmup": 1,
+    }
     return Simple(num_periods=periods, **given | options)
 
 
@@ -164,6 +169,8 @@ def test_a_summary_has_the_published_columns(whole, tmp_path):
     found = rows(folder)
     assert [dataclasses.astuple(record.place) for record in made.records] == PLACES
     assert len(found) == len(PLACES)
+    losses = {(row["stage"], row["period"], row["meta_loss"]) for row in found}
+    assert len(losses) == len(PLACES), "another attempt has other minibatches"
     for row, record in zip(found, made.records):
         place = record.place
         assert (int(row["stage"]), int(row["period"]), int(row["repeat"])) == (
@@ -365,6 +372,18 @@ def test_validation_is_not_perturbed():
         found.setdefault(record.place.stage, set()).add(record.validation)
     assert [len(values) for values in found.values()] == [1, 1] and found[0] != found[1]
     assert len({record.meta_loss for record in made.records}) == len(made.records)
+
+
+def test_what_is_validated_is_the_student_as_it_is_used():
+    student = optimizers.get("ema_momentum", learning_rate=0.05)
+    made = amalgamation(simple(1), student, (), finish=lambda learned: learned.replace(learning_rate=0.0))
+    made.run()
+    # It does not move, and so its losses are those of where it is.
+    assert made.records[0].validation == pytest.approx(0.0, abs=1e-6)
+    assert made.records[0].meta_loss < -0.01
+    assert float(made.optimizer.hyperparameters["learning_rate"]) == 0.0
+    kept = made._learners[made.records[0].place].student
+    assert float(kept.hyperparameters["learning_rate"]) > 0.01
 
 
 def test_a_warm_up_of_ones_own_gives_way():

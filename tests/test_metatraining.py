@@ -347,15 +347,16 @@ CONFIGURATIONS = sorted((Path(__file__).parents[1] / "configs" / "metatrain").gl
 @pytest.mark.parametrize("file", CONFIGURATIONS, ids=lambda file: file.stem)
 def test_configurations_that_ship_can_be_run(file):
     from outeropt.cli.config import parse
+    from outeropt.cli.learners import start
     from outeropt.cli.metatrain import Config
-    from outeropt.cli.metatraining import _start, estimator_from
+    from outeropt.cli.metatraining import estimator_from
     from outeropt.cli.running import optimizer_from
 
     config = parse("metatrain", Config, ["-c", str(file), "--out", "runs"])
     assert {*config.tasks} <= {*tasks.names(), *tasks.FAMILIES}
     assert {*config.validation_tasks} <= {*tasks.names()}
     assert estimator_from(config.estimator, config.estimator_settings).particles > 1
-    theta = _start(config)
+    theta = start(config)
     optimizer_from(config.outer, config.outer_hyperparameters).init(theta, num_steps=config.steps)
     told = re.search(r"of (\d+) meta-parameters", file.read_text())
     assert told is None or int(told[1]) == sum(leaf.size for leaf in theta.hyperparameters.values())
@@ -363,15 +364,15 @@ def test_configurations_that_ship_can_be_run(file):
 
 def test_settings_that_are_lists(tmp_path):
     from outeropt.cli.config import parse
+    from outeropt.cli.learners import start
     from outeropt.cli.metatrain import Config
-    from outeropt.cli.metatraining import _start
 
     file = tmp_path / "mine.yaml"
     file.write_text("settings: {exp_mult: [0.1, 0.2, 1e-3]}")
     words = ["--out", "runs", "--tasks", "Quadratic_10", "--architecture"]
     for given in (["MLPNominal", "-c", str(file)], ["MLPNominal", "--settings.exp-mult", "0.1,0.2,1e-3"]):
-        assert _start(parse("metatrain", Config, [*words, *given])).settings["exp_mult"] == (0.1, 0.2, 1e-3)
-    lstm = _start(parse("metatrain", Config, [*words, "CoordinateLSTM", "--settings.hidden-sizes", "3"]))
+        assert start(parse("metatrain", Config, [*words, *given])).settings["exp_mult"] == (0.1, 0.2, 1e-3)
+    lstm = start(parse("metatrain", Config, [*words, "CoordinateLSTM", "--settings.hidden-sizes", "3"]))
     assert lstm.settings["hidden_sizes"] == (3,)
 
 
