@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from outeropt import optimizers, training
+from outeropt import optimizers, training, tree
 from outeropt.amalgamation import Losses, outer, race
 from outeropt.amalgamation.outer import Recipe
 from outeropt.amalgamation.perturbations import Unperturbed
@@ -429,3 +429,12 @@ def test_a_network_with_huge_steps_is_frozen():
             same(learner.student, student)
         assert np.isfinite(after.student.params["w"]).all() and np.all(after.student.params["w"])
         runners = after
+
+
+def test_a_teacher_that_diverges_stays_where_it_was():
+    wild, calm = optimizers.get("sgd", learning_rate=1000.0), optimizers.get("sgd", learning_rate=0.1)
+    student = optimizers.get("sgd", learning_rate=0.05)
+    at = race.start(TASK, student, (wild, calm), 0.0, 30, KEY)
+    after, course = race.unroll(TASK, student, (wild, calm), at, Losses(), KEY, 30)
+    assert tree.all_finite([state.params for state in after.teachers])
+    assert np.isfinite(course.distances).all() and np.asarray(course.counts).all()

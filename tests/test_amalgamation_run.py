@@ -447,7 +447,7 @@ def test_several_tasks_share_a_period(tmp_path):
     made.resume(tmp_path, CONFIG)
     told = Stop(1000)
     made.run(told)
-    assert told.told == [("period_0", 10, 0)] and told.left == 1000 - 10
+    assert told.told == [("period_0", 12, 0)] and told.left == 1000 - 12
     log = np.load(tmp_path / "log" / "period_0.npz")
     assert log["meta_loss"].shape == (2, 2) and log["teacher_counts"].shape == (2, 2, 1)
     assert log["validation_meta_loss"].shape == (2, 2)

@@ -328,3 +328,12 @@ def test_what_is_next_follows_from_the_records_alone(name, seed):
         assert last.period == 5
     most = max(period.place.repeat for period in periods)
     assert most <= (0 if name == "simple" else 2)
+
+
+def test_a_stage_ends_even_if_it_always_improves():
+    strategy = Curriculum(num_stages=1, num_periods=2, num_chances=3, max_periods=7)
+    periods, _ = play(strategy, {(0, n, 0): -float(n) for n in range(20)})
+    assert places(periods) == [(0, n, 0) for n in range(7)]
+    # The least number of periods is done in any case.
+    short = dataclasses.replace(strategy, max_periods=1)
+    assert len(play(short, {(0, n, 0): -float(n) for n in range(20)})[0]) == 3

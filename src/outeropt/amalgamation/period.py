@@ -133,7 +133,8 @@ class PeriodRun:
             self._runners, found = _watch(
                 self._tasks[task], self._recipe, student, self._at, key, plan.unroll
             )
-            self.logs["validation_meta_loss"][task, number] = found.meta_loss
+            # Steps that do not count are worth no change; a student that dies must not be chosen for that.
+            self.logs["validation_meta_loss"][task, number] = np.nan if found.cut else found.meta_loss
             return f"validation {float(found.meta_loss):.3f}"
         weight = jnp.float32(plan.imitation)
         self.learner, self._runners, found = _learn(

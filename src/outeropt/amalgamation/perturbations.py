@@ -238,6 +238,9 @@ class Perturbed(Optimizer):
     def eval_params(self, state: OptState, params: Params) -> Params:
         return self.student.eval_params(state, params)
 
+    def task_settings(self, state: OptState) -> dict[str, Array]:
+        return self.student.task_settings(state)
+
 
 def _check_steps(steps: int) -> None:
     if steps < 1:

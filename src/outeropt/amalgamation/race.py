@@ -132,7 +132,8 @@ def unroll(
     """`length` inner steps of everyone, differentiable with respect to the student.
 
     Teachers, and the losses of the initial parameters, leave nothing for the way back: they run before it.
-    A student whose loss or parameters cease to be finite stays where it was, and later steps do not count.
+    A student whose loss or parameters cease to be finite stays where it was, and later steps do not count. A
+    teacher whose parameters do stays where it was.
 
     Args:
       rematerialise: recompute each inner step on the way back in place of keeping its intermediate values.
@@ -146,7 +147,9 @@ def unroll(
         moved = [
             training.inner_step(task, teacher, state, step, key) for teacher, state in zip(teachers, states)
         ]
-        states = tuple(state for state, _ in moved)
+        states = tuple(
+            tree.where(tree.all_finite(new.params), new, old) for (new, _), old in zip(moved, states)
+        )
         initial = training.training_loss(task, first, runners.student.model, step, key)
         found = jnp.stack([loss for _, loss in moved]) if moved else jnp.zeros(0)
         return states, (tuple(state.params for state in states), found, initial)

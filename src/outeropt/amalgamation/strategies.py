@@ -11,7 +11,8 @@ from outeropt.amalgamation.schedules import Schedule, at, check, whole
 
 # The least value of each whole number; others are numbers of at least 0.
 _LOWEST = {
-    **dict.fromkeys(("num_periods", "num_stages", "num_chances", "unroll", "depth", "epochs"), 1),
+    **dict.fromkeys(("num_periods", "num_stages", "num_chances", "max_periods"), 1),
+    **dict.fromkeys(("unroll", "depth", "epochs"), 1),
     **dict.fromkeys(("validation_epochs", "validation_depth", "validation_unroll"), 1),
     **dict.fromkeys(("warmup", "validation_warmup", "max_repeat"), 0),
 }
@@ -234,14 +235,15 @@ class Curriculum(Strategy):
     """Stages of growing length; each goes on while its student improves, and hands on its best one.
 
     Schedules follow the stage. A student is validated on the next stage, without imitation. A stage has at
-    least `num_periods + 1` periods, and ends when the last `num_chances` brought nothing better. A period is
-    repeated if its validation loss is above `v + threshold |v|`, v the best of the period before; in the
-    first period of a later stage its training's meta-loss is compared with the best validation of the stage
-    before, which was the same test.
+    least `num_periods + 1` periods, and ends when the last `num_chances` brought nothing better, or after
+    `max_periods`. A period is repeated if its validation loss is above `v + threshold |v|`, v the best of the
+    period before; in the first period of a later stage its training's meta-loss is compared with the best
+    validation of the stage before, which was the same test.
 
     Attributes:
       num_stages: stages.
       num_chances: periods without a better student after which a stage ends.
+      max_periods: periods after which it ends in any case.
       max_repeat: attempts at a period; 0 for as many as it takes.
       threshold: how much worse is too much, as a share.
     """
@@ -251,6 +253,7 @@ class Curriculum(Strategy):
     imitation: Schedule = (0.2, 0.1, 0.05, 0.02)
     warmup: Schedule = 1
     num_chances: int = 5
+    max_periods: int = 20
     max_repeat: int = 4
     threshold: float = 0.5
 
@@ -267,7 +270,8 @@ class Curriculum(Strategy):
         if self._failed(last, records) and (not self.max_repeat or repeat + 1 < self.max_repeat):
             return self._period(stage, period, repeat + 1, self._start(stage, period, records))
         best = _best([record for record in records if record.place.stage == stage])
-        if period < self.num_periods or period - best.place.period < self.num_chances:
+        improves = period < self.num_periods or period - best.place.period < self.num_chances
+        if improves and period + 1 < max(self.max_periods, self.num_periods + 1):
             return self._period(stage, period + 1, 0, _best(attempts).place)
         return None if stage + 1 == self.num_stages else self._period(stage + 1, 0, 0, best.place)
 
