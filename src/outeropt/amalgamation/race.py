@@ -11,6 +11,7 @@ from outeropt import training, tree
 from outeropt.amalgamation.losses import Losses
 from outeropt.amalgamation.scaling import ScaledTask, draw_scale
 from outeropt.optimizer import Optimizer
+from outeropt.optimizers.arithmetic import squared_norm
 from outeropt.task import Task
 from outeropt.training import TrainState
 
@@ -133,7 +134,7 @@ def unroll(
 
     Teachers, and the losses of the initial parameters, leave nothing for the way back: they run before it.
     A student whose loss or parameters cease to be finite stays where it was, and later steps do not count. A
-    teacher whose parameters do stays where it was.
+    teacher that is too far away for a distance stays where it was.
 
     Args:
       rematerialise: recompute each inner step on the way back in place of keeping its intermediate values.
@@ -147,9 +148,9 @@ def unroll(
         moved = [
             training.inner_step(task, teacher, state, step, key) for teacher, state in zip(teachers, states)
         ]
-        states = tuple(
-            tree.where(tree.all_finite(new.params), new, old) for (new, _), old in zip(moved, states)
-        )
+        # Distances are squares, which cease to be finite before the parameters do.
+        near = [jnp.isfinite(squared_norm(new.params)) for new, _ in moved]
+        states = tuple(tree.where(ok, new, old) for ok, (new, _), old in zip(near, moved, states))
         initial = training.training_loss(task, first, runners.student.model, step, key)
         found = jnp.stack([loss for _, loss in moved]) if moved else jnp.zeros(0)
         return states, (tuple(state.params for state in states), found, initial)
