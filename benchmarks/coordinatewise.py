@@ -33,9 +33,18 @@ class ByRows(eqx.Module):
     def __call__(self, x, state):
         x, following = x.T, []
         for layer, last in zip(self.stack.layers, state):
-            following.append(layer(x, last))
+            following.append(by_rows(layer, x, last))
             x = following[-1][0]
         return x.T, tuple(following)
+
+
+def by_rows(layer, x, state):
+    """A step of a cell with the features in the last axis."""
+    hidden, cell = state
+    weight = jnp.concatenate([layer.kernel, layer.recurrent_kernel])
+    i, f, g, o = jnp.split(jnp.concatenate([x, hidden], axis=1) @ weight + layer.bias, 4, axis=1)
+    cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
 
 
 def reference(optimizer: RNNProp) -> RNNProp:
