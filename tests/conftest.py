@@ -2,12 +2,16 @@
 
 import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 
+# Tests write Python files, change them within a second, and look at what else is in their folders.
+sys.dont_write_bytecode = True
+os.environ.setdefault("PYTHONDONTWRITEBYTECODE", "1")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "outeropt-test-programs")

@@ -291,7 +291,7 @@ META = "all its numbers are meta-parameters, which meta-training finds."
         ),
         (f"{WEIGHTS} --tasks Linear_2O", "No task is called 'Linear_2O'. Did you mean"),
         (W.replace("runs/my_lopt", "runs/mine"), "No learned optimizer or file is called 'runs/mine'."),
-        (W.replace("runs/my_lopt", "empty"), "empty holds no optimizer.safetensors; meta-training writes it"),
+        (W.replace("runs/my_lopt", "empty"), "empty holds no optimizer.safetensors; metatrain writes it"),
         (W.replace("runs/my_lopt", "plain.safetensors"), "a checkpoint, but of no learned optimizer"),
         (
             W.replace("runs/my_lopt", "text.safetensors"),

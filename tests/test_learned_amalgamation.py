@@ -374,19 +374,9 @@ NAMES = [
 
 
 def as_keras(optimizer):
-    """The weights of an RNNProp in the layout in which they were published."""
-    found = {"delta.kernel": optimizer.head.weight, "delta.bias": optimizer.head.bias}
-    for index, layer in enumerate(optimizer.lstms.layers):
-        i, c, f, o = np.split(np.asarray(layer.gates.weight), 4, axis=1)
-        inputs = len(i) - 20
-        weight = np.concatenate([i, f, c, o], axis=1)
-        i, c, f, o = np.split(np.asarray(layer.gates.bias), 4)
-        found |= {
-            f"lstm{index}.kernel": weight[:inputs],
-            f"lstm{index}.recurrent_kernel": weight[inputs:],
-            f"lstm{index}.bias": np.concatenate([i, f + np.float32(1.0), c, o]),
-        }
-    return {name: np.asarray(value) for name, value in found.items()}
+    """The weights of an optimizer by their published names."""
+    leaves = optimizer.hyperparameters
+    return {path: np.asarray(leaves[name]) for name, path in optimizer.published_names.items()}
 
 
 def test_all_published_optimizers_ship():
