@@ -112,17 +112,13 @@ def learn(
     data_key, mix_key, offset_key, step_key = jax.random.split(key, 4)
     weights = recipe.losses.mix(imitation, mix_key)
 
+    # Once for all attacks and the step itself.
+    ahead = race.lead(task, recipe.teachers, runners, data_key, length)
+
     def loss(student, offset):
         played = Perturbed(student, offset, recipe.perturbation)
-        after, course = race.unroll(
-            task,
-            played,
-            recipe.teachers,
-            runners,
-            recipe.losses,
-            data_key,
-            length,
-            rematerialise=recipe.rematerialise,
+        after, course = race.follow(
+            task, played, runners, ahead, recipe.losses, data_key, rematerialise=recipe.rematerialise
         )
         meta, imitated = parts(recipe.losses, course)
         return weights[0] * meta + weights[1] * imitated, (after, course, meta, imitated)

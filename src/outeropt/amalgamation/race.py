@@ -35,6 +35,22 @@ class Runners(eqx.Module):
     step: Int[Array, ""]
 
 
+class Lead(eqx.Module):
+    """The part of an unroll of N steps with K teachers that does not depend on the student.
+
+    Attributes:
+      teachers: their states after it.
+      paths: their parameters after each step, an array for each tensor with a first axis of N.
+      losses: their training losses before each step.
+      initial: those of the parameters at the start of the unroll, on the same minibatches.
+    """
+
+    teachers: tuple[TrainState, ...]
+    paths: tuple[PyTree, ...]
+    losses: Float[Array, "N K"]
+    initial: Float[Array, " N"]
+
+
 class Course(eqx.Module):
     """What happened in an unroll of N steps with K teachers.
 
@@ -130,21 +146,22 @@ def unroll(
     *,
     rematerialise: bool = False,
 ) -> tuple[Runners, Course]:
-    """`length` inner steps of everyone, differentiable with respect to the student.
+    """`length` inner steps of everyone: `follow` behind `lead`."""
+    ahead = lead(task, teachers, runners, key, length)
+    return follow(task, student, runners, ahead, losses, key, rematerialise=rematerialise)
 
-    Teachers, and the losses of the initial parameters, leave nothing for the way back: they run before it.
-    A student whose loss or parameters cease to be finite stays where it was, and later steps do not count. A
-    teacher that is too far away for a distance stays where it was.
 
-    Args:
-      rematerialise: recompute each inner step on the way back in place of keeping its intermediate values.
+def lead(
+    task: Task, teachers: tuple[Optimizer, ...], runners: Runners, key: PRNGKeyArray, length: int
+) -> Lead:
+    """What does not depend on the student: `length` inner steps of the teachers, and the initial losses.
+
+    Nothing of it is kept for the way back, and it serves any number of students. A teacher that is too far
+    away for a distance stays where it was.
     """
-    scaled = ScaledTask(task, runners.scale)
-    runners = jax.lax.stop_gradient(runners)
-    steps = runners.step + jnp.arange(length, dtype=jnp.int32)
-    first = scaled.unscaled(runners.student.params)
+    first = ScaledTask(task, runners.scale).unscaled(runners.student.params)
 
-    def ahead(states, step):
+    def body(states, step):
         moved = [
             training.inner_step(task, teacher, state, step, key) for teacher, state in zip(teachers, states)
         ]
@@ -155,10 +172,34 @@ def unroll(
         found = jnp.stack([loss for _, loss in moved]) if moved else jnp.zeros(0)
         return states, (tuple(state.params for state in states), found, initial)
 
-    followers, (paths, teacher_losses, initial) = jax.lax.scan(ahead, runners.teachers, steps)
-    paths, initial = jax.lax.stop_gradient((paths, initial))
+    steps = runners.step + jnp.arange(length, dtype=jnp.int32)
+    after, (paths, losses, initial) = jax.lax.scan(body, runners.teachers, steps)
+    return jax.lax.stop_gradient(Lead(after, paths, losses, initial))
 
-    def follow(carried, given):
+
+def follow(
+    task: Task,
+    student: Optimizer,
+    runners: Runners,
+    ahead: Lead,
+    losses: Losses,
+    key: PRNGKeyArray,
+    *,
+    rematerialise: bool = False,
+) -> tuple[Runners, Course]:
+    """The student's inner steps beside those of `lead`, differentiable with respect to the student.
+
+    A student whose loss or parameters cease to be finite stays where it was, and later steps do not count.
+
+    Args:
+      key: that of `lead`, for the same minibatches.
+      rematerialise: recompute each inner step on the way back in place of keeping its intermediate values.
+    """
+    scaled = ScaledTask(task, runners.scale)
+    start = jax.lax.stop_gradient(runners.student)
+    length = len(ahead.initial)
+
+    def body(carried, given):
         state, alive = carried
         step, places = given
         moved, loss = training.inner_step(scaled, student, state, step, key)
@@ -168,7 +209,8 @@ def unroll(
         gaps = [losses.distance(state.params, scaled.held(place)) for place in places]
         return (state, alive), (loss, jnp.stack(gaps) if gaps else jnp.zeros(0), counts)
 
-    body: Any = jax.checkpoint(follow) if rematerialise else follow
-    (last, _), (own, gaps, counts) = jax.lax.scan(body, (runners.student, jnp.bool_(True)), (steps, paths))
-    after = Runners(last, followers, runners.scale, runners.step + length)
-    return after, Course(own, initial, gaps, counts, teacher_losses)
+    step: Any = jax.checkpoint(body) if rematerialise else body
+    steps = runners.step + jnp.arange(length, dtype=jnp.int32)
+    (last, _), (own, gaps, counts) = jax.lax.scan(step, (start, jnp.bool_(True)), (steps, ahead.paths))
+    after = Runners(last, ahead.teachers, runners.scale, runners.step + length)
+    return after, Course(own, ahead.initial, gaps, counts, ahead.losses)
