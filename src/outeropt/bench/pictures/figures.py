@@ -249,17 +249,7 @@ def save_all(
         jobs["profiles"] = lambda: profiles(
             performance_profiles(archives, normalizer), first=order(leaderboard)
         )
-    written = []
-    for name, job in jobs.items():
-        try:
-            figure = job()
-        except OuteroptError:  # these archives do not have what the figure shows
-            continue
-        for suffix in ("png", "svg"):
-            path = folder / f"{name}.{suffix}"
-            style.save(figure, path)
-            written.append(path)
-    return written
+    return style.save_all(jobs, folder)
 
 
 def _draw_band(ax: Axes, x: np.ndarray, band: Band, entry: Contestant, marker: str = "") -> None:

@@ -211,17 +211,7 @@ def save_replicates(archives: Sequence[Archive], folder: str | Path) -> list[Pat
             for curve in ("train/loss", "valid/loss", "valid/accuracy")
         },
     }
-    written = []
-    for name, job in jobs.items():
-        try:
-            figure = job()
-        except OuteroptError:  # these archives do not have what the figure shows
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix in ("png", "svg"):
-            written.append(folder / f"{name}.{suffix}")
-            style.save(figure, written[-1])
-    return written
+    return style.save_all(jobs, folder)
 
 
 _STATISTICS = {

@@ -157,17 +157,7 @@ def save_restarts(archives: Sequence[Archive], folder: str | Path, unit: str = "
         here = [archive for archive in shown if base_task(archive.task) == task]
         jobs[f"restarts_trajectories_{task}"] = functools.partial(trajectories, here)
         jobs[f"restarts_hyperparameters_{task}"] = functools.partial(hyperparameter_bands, here)
-    written = []
-    for name, job in jobs.items():
-        try:
-            figure = job()
-        except OuteroptError:  # these archives do not have what the figure shows
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix in ("png", "svg"):
-            written.append(folder / f"{name}.{suffix}")
-            style.save(figure, written[-1])
-    return written
+    return style.save_all(jobs, folder)
 
 
 def _panels(archives: Sequence[Archive], curve: str) -> tuple[Figure, list[Axes], Panels]:

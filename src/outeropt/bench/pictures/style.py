@@ -7,7 +7,7 @@ page and once, hue for hue, for a dark one. The ninth optimizer takes the first 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -17,6 +17,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from outeropt.errors import OuteroptError
 
 
 LIGHT = ("#326eb6", "#df6e1b", "#4ba493", "#bd2277", "#a46ffa", "#5b5d13", "#421098", "#6f163d")
@@ -175,3 +177,26 @@ def save(figure: Figure, path: Path) -> None:
     """Writes PNG, SVG or PDF by the suffix; the same figure gives the same bytes (no date, fixed ids)."""
     with matplotlib.rc_context({"svg.hashsalt": "outeropt"}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def save_all(jobs: Mapping[str, Callable[[], Figure]], folder: Path) -> list[Path]:
+    """Writes figures by name as PNG and SVG, but for those whose archives do not have what they show.
+
+    Args:
+      jobs: make the figures; one that raises an `OuteroptError` has nothing to show.
+      folder: created for the first figure; files of the same names are replaced.
+
+    Returns:
+      The files written.
+    """
+    written = []
+    for name, job in jobs.items():
+        try:
+            figure = job()
+        except OuteroptError:
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix in ("png", "svg"):
+            written.append(folder / f"{name}.{suffix}")
+            save(figure, written[-1])
+    return written
