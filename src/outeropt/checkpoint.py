@@ -121,6 +121,27 @@ def metadata(path: str | Path) -> dict[str, Any]:
     return json.loads(_read(Path(path))[0]["metadata"])
 
 
+def replace(path: str | Path, data: bytes) -> None:
+    """Writes a file in place of an older one at once; its folder is created if it does not exist.
+
+    Raises:
+      OuteroptError: it cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        _flush(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OuteroptError(
+            f"{path} cannot be written: {error.strerror or error}. Free some space or give another folder."
+        ) from error
+
+
 def numbered(folder: str | Path, step: int) -> Path:
     """The path of the checkpoint of one step, as `latest` and `rotate` expect it."""
     return Path(folder) / f"{step:010d}.safetensors"

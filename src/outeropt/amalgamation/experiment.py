@@ -11,7 +11,6 @@ optimizer.safetensors            the best student so far
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,8 +76,7 @@ class Experiment:
                         f"{asked.get(key)!r}. Give another folder, or the same configuration to go on."
                     )
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _replace(path, text.encode())
+        checkpoint.replace(path, text.encode())
 
     def finish(
         self,
@@ -106,12 +104,11 @@ class Experiment:
         save_student(self._path(label), student, about)
         data = io.BytesIO()
         np.savez_compressed(data, allow_pickle=False, **logs)
-        (self.folder / "log").mkdir(exist_ok=True)
-        _replace(self.folder / "log" / f"{label}.npz", data.getvalue())
+        checkpoint.replace(self.folder / "log" / f"{label}.npz", data.getvalue())
         if best is not None:
             save_student(self.folder / FILE, best, about)
         self._rows.append({name: str(row[name]) for name in _COLUMNS if name in row})
-        _replace(self.folder / SUMMARY, _as_csv(self._rows).encode())
+        checkpoint.replace(self.folder / SUMMARY, _as_csv(self._rows).encode())
         self._path(_UNFINISHED).unlink(missing_ok=True)
 
     def learner(self, place: Place, like: PyTree) -> PyTree:
@@ -161,9 +158,3 @@ def _as_csv(rows: Sequence[Mapping[str, str]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)

@@ -4,15 +4,15 @@ A suite names the problems and the baselines of a study, evaluated once an epoch
 """
 
 import dataclasses
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from outeropt import tasks
+from outeropt import checkpoint, tasks
 from outeropt.bench.sets import HyperparameterSet
-from outeropt.errors import ConfigError, OuteroptError
+from outeropt.errors import ConfigError
 from outeropt.store import Archive
 from outeropt.tasks.wrappers import whole_splits
 
@@ -109,15 +109,9 @@ def save_evaluation(archive: Archive, folder: str | Path) -> Path:
     path = Path(folder) / "eval" / f"{_file_name(problem(archive.task))}.npz"
     arrays = {name: curve[0] for name, curve in archive.curves.items()}
     about = {"seconds": archive.seconds[0], "diverged_at": archive.diverged_at[0]}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.savez(file, steps=archive.steps, seeds=np.asarray(archive.seeds), **about, **arrays)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OuteroptError(f"{path} cannot be written: {error.strerror or error}.") from error
+    data = io.BytesIO()
+    np.savez(data, steps=archive.steps, seeds=np.asarray(archive.seeds), **about, **arrays)
+    checkpoint.replace(path, data.getvalue())
     return path
 
 
