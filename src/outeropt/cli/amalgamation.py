@@ -1,6 +1,7 @@
 """From the words of `outeropt amalgamate` to objects, and the run with its progress."""
 
 import dataclasses
+import json
 import operator
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,17 +66,17 @@ def _training(config: "Config") -> "Amalgamation":
 
     learners.check_seed(config.seed)
     student = learners.start(config, default="RNNProp")
-    kinds = {"losses": Losses, **_named("strategy", config.strategy, STRATEGIES)}
-    kinds |= _named("perturbation", config.perturbation, PERTURBATIONS)
+    strategy_kind = _known("strategy", config.strategy, STRATEGIES)
+    perturbation_kind = _known("perturbation", config.perturbation, PERTURBATIONS)
     strategy = {name: _schedule(value) for name, value in config.strategy_settings.items()}
     return Amalgamation(
         learners.with_settings(student, config.settings_learning),
         [_teacher(text) for text in config.teachers],
         [tasks.get(name) for name in config.tasks],
         key=jax.random.key(config.seed),
-        strategy=_made("strategy", kinds["strategy"], strategy),
-        losses=_made("losses", kinds["losses"], config.losses),
-        perturbation=_made("perturbation", kinds["perturbation"], config.perturbation_settings),
+        strategy=_made("strategy", strategy_kind, strategy),
+        losses=_made("losses", Losses, config.losses),
+        perturbation=_made("perturbation", perturbation_kind, config.perturbation_settings),
         outer=optimizer_from(config.outer, {"learning_rate": 1e-3, **config.outer_hyperparameters}),
         spread=config.scale_spread,
         rematerialise=config.rematerialise,
@@ -83,10 +84,10 @@ def _training(config: "Config") -> "Amalgamation":
     )
 
 
-def _named(what: str, name: str, known: Mapping[str, type]) -> dict[str, type]:
+def _known(what: str, name: str, known: Mapping[str, type]) -> type:
     if name not in known:
         raise unknown_name(what, name, known, see=", ".join(known))
-    return {what: known[name]}
+    return known[name]
 
 
 def _made(what: str, kind: Any, given: Mapping[str, Any]) -> Any:
@@ -138,10 +139,5 @@ def _as_yaml(config: "Config") -> dict[str, Any]:
     """The configuration as YAML holds it, without the folder."""
     values = dataclasses.asdict(config)
     del values["out"]
-    return {name: _plain(value) for name, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    # JSON has no tuples, as YAML has none that is safe to read.
+    return json.loads(json.dumps(values))
