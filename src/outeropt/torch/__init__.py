@@ -1,0 +1,40 @@
+"""The optimizers of this package for PyTorch: native `torch.optim.Optimizer`s, with no JAX at run time.
+
+    optimizer = outeropt.torch.Prodigy(model.parameters())
+    optimizer = outeropt.torch.get("prodigy", model.parameters(), weight_decay=0.01)
+
+Updates are those of the optimizers of the same names in `outeropt.optimizers`, to rounding.
+"""
+
+from typing import Any
+
+from outeropt.errors import unknown_name
+from outeropt.torch.optimizer import Optimizer, Params
+from outeropt.torch.tuning_free.prodigy import Prodigy
+
+
+__all__ = ["Optimizer", "Prodigy", "get", "names"]
+
+_OPTIMIZERS = {"prodigy": Prodigy}
+
+
+def names() -> list[str]:
+    """What `get` takes."""
+    return sorted(_OPTIMIZERS)
+
+
+def get(name: str, params: Params, **settings: Any) -> Optimizer:
+    """An optimizer by the name that it has everywhere in this package.
+
+    Args:
+      name: one of `names()`.
+      params: parameters or groups of them, as for `torch.optim.Optimizer`.
+      **settings: what its class takes.
+
+    Raises:
+      UnknownName: there is no such optimizer in PyTorch.
+      OuteroptError: a setting is not allowed.
+    """
+    if name not in _OPTIMIZERS:
+        raise unknown_name("PyTorch optimizer", name, _OPTIMIZERS, see=", ".join(names()))
+    return _OPTIMIZERS[name](params, **settings)

@@ -1,0 +1,1 @@
+"""Optimizers that need no learning rate, or nearly none, which PyTorch lacks."""

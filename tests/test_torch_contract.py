@@ -1,0 +1,195 @@
+"""What every optimizer of `outeropt.torch` does, by being in its registry."""
+
+import copy
+import io
+import subprocess
+import sys
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+
+torch = pytest.importorskip("torch")
+
+from torch._dynamo.testing import CompileCounter  # noqa: E402
+
+import outeropt.torch  # noqa: E402
+from outeropt.errors import OuteroptError, UnknownName  # noqa: E402
+from torch_problem import STEPS, flat, in_jax, jax_optimizer, loss, parameters, train  # noqa: E402
+
+
+NAMES = outeropt.torch.names()
+# Settings with which each is also compared to its sibling in JAX, beside its defaults.
+SETTINGS = {
+    "prodigy": [
+        {"d0": 1e-3, "weight_decay": 0.01, "lr": 0.5},
+        {"d0": 1e-3, "weight_decay": 0.01, "decouple": False, "slice_p": 3, "bias_correction": False},
+        {"d0": 1e-3, "betas": (0.0, 0.99), "growth_rate": 1.1, "safeguard_warmup": True, "beta3": 0.9},
+    ],
+}
+CASES = [(name, settings) for name in NAMES for settings in ({}, *SETTINGS.get(name, ()))]
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
+def test_it_makes_the_steps_of_its_sibling_in_jax(name, settings):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        expected = list(in_jax(jax_optimizer(name, settings)))
+    params = parameters()
+    optimizer = outeropt.torch.get(name, params, **settings)
+    start, found = flat(params), []
+    for _ in range(STEPS):
+        train(optimizer, params, 1)
+        found.append(flat(params))
+    assert np.abs(expected[-1] - start).max() > 0
+    np.testing.assert_allclose(np.stack(found) - start, np.stack(expected) - start, rtol=1e-5, atol=1e-9)
+
+
+def test_groups_of_equal_settings_are_as_one(name):
+    one, two = parameters(), parameters()
+    train(outeropt.torch.get(name, one), one)
+    train(outeropt.torch.get(name, [{"params": two[:1]}, {"params": two[1:]}]), two)
+    np.testing.assert_allclose(flat(two), flat(one), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_loaded_state_goes_on_exactly(name, dtype):
+    whole = parameters(dtype)
+    train(outeropt.torch.get(name, whole), whole)
+
+    params = parameters(dtype)
+    optimizer = outeropt.torch.get(name, params)
+    train(optimizer, params, STEPS // 2)
+    file = io.BytesIO()
+    torch.save({"optimizer": optimizer.state_dict(), "params": params}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    again = [torch.nn.Parameter(param.detach()) for param in saved["params"]]
+    loaded = outeropt.torch.get(name, again)
+    loaded.load_state_dict(saved["optimizer"])
+    train(loaded, again, STEPS - STEPS // 2)
+    np.testing.assert_array_equal(flat(again), flat(whole))
+    assert np.isfinite(flat(whole)).all()
+
+
+def test_a_deep_copy_goes_on_by_itself(name):
+    params = parameters()
+    optimizer = outeropt.torch.get(name, params)
+    train(optimizer, params, 5)
+    memo: dict = {}
+    copied = [copy.deepcopy(param, memo) for param in params]
+    other = copy.deepcopy(optimizer, memo)
+    train(other, copied, 5)
+    before = flat(params)
+    assert (before != flat(copied)).any()
+    train(optimizer, params, 5)
+    np.testing.assert_array_equal(flat(params), flat(copied))
+
+
+def test_parameters_without_gradients_stay(name):
+    params = parameters()
+    optimizer = outeropt.torch.get(name, params)
+    still = params[0]
+    before = still.detach().clone()
+    for _ in range(3):
+        loss(params).backward()
+        still.grad = None
+        optimizer.step(value=loss(params).detach())
+    assert torch.equal(still, before)
+    assert any(param.grad is not None for param in params)
+
+
+def test_a_group_can_come_later(name):
+    params = parameters()
+    optimizer = outeropt.torch.get(name, params[:2])
+    train(optimizer, params, 3)
+    late = params[2].detach().clone()
+    optimizer.add_param_group({"params": params[2:]})
+    train(optimizer, params, 10)
+    assert not torch.equal(params[2], late)
+    assert np.isfinite(flat(params)).all()
+
+
+def test_schedulers_drive_the_learning_rate(name):
+    params = parameters()
+    optimizer = outeropt.torch.get(name, params)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step < 5 else 0.0)
+    for _ in range(5):
+        train(optimizer, params, 1)
+        scheduler.step()
+    before = flat(params)
+    train(optimizer, params, 3)
+    np.testing.assert_array_equal(flat(params), before)
+
+
+def test_a_step_is_compiled_whole_and_once(name):
+    params = parameters(torch.float32)
+    optimizer = outeropt.torch.get(name, params)
+    plain = parameters(torch.float32)
+    train(outeropt.torch.get(name, plain), plain, 6)
+    train(optimizer, params, 1)  # state is made in the first step
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    step = torch.compile(optimizer.step, backend=counter, fullgraph=True)
+    for _ in range(5):
+        optimizer.zero_grad()
+        value = loss(params)
+        value.backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of its own profiling
+            step(value=value.detach())
+    assert counter.frame_count == 1
+    np.testing.assert_allclose(flat(params), flat(plain), rtol=1e-4, atol=1e-6)
+
+
+def test_a_scaler_skips_steps_that_overflow(name):
+    params = parameters(torch.float32)
+    optimizer, scaler = outeropt.torch.get(name, params), torch.amp.GradScaler("cpu", init_scale=4.0)
+    for overflow in (False, True, False):
+        before = flat(params)
+        optimizer.zero_grad()
+        value = loss(params)
+        scaler.scale(value).backward()
+        if overflow:
+            params[0].grad.fill_(float("inf"))
+        scaler.step(optimizer, value=value.detach())
+        scaler.update()
+        assert (flat(params) == before).all() == overflow
+
+
+def test_hooks_see_every_step(name):
+    params = parameters()
+    optimizer, seen = outeropt.torch.get(name, params), []
+    optimizer.register_step_post_hook(lambda *_: seen.append(1))
+    train(optimizer, params, 3)
+    assert len(seen) == 3
+
+
+def test_wrong_settings_are_one_line(name):
+    with pytest.raises(OuteroptError, match="lr = -1"):
+        outeropt.torch.get(name, parameters(), lr=-1.0)
+
+
+def test_sparse_gradients_are_refused(name):
+    params = parameters()
+    optimizer = outeropt.torch.get(name, params)
+    params[1].grad = torch.zeros(6, dtype=torch.float64).to_sparse()
+    with pytest.raises(OuteroptError, match="sparse"):
+        optimizer.step()
+
+
+def test_an_unknown_name_is_one_line():
+    with pytest.raises(UnknownName, match="prodigi"):
+        outeropt.torch.get("prodigi", parameters())
+
+
+def test_no_jax_is_loaded():
+    code = "import sys, outeropt.torch; print(sorted({'jax', 'optax', 'equinox'} & {*sys.modules}))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["[]"]

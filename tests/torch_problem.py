@@ -1,0 +1,88 @@
+"""A small problem for optimizers of PyTorch, and the same one for those of JAX."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from outeropt import optimizers
+from outeropt.optimizer import Optimizer
+
+
+STEPS = 25
+_RNG = np.random.default_rng(7)
+INPUTS, TARGETS = _RNG.normal(size=(32, 5)), _RNG.normal(size=(32, 3))
+START = (_RNG.normal(size=(5, 6)) / 2, np.zeros(6), _RNG.normal(size=(6, 3)) / 2, np.zeros(3))
+
+
+def parameters(dtype: torch.dtype = torch.float64) -> list[torch.nn.Parameter]:
+    """Fresh parameters of a network with one hidden layer."""
+    return [torch.nn.Parameter(torch.tensor(leaf, dtype=dtype)) for leaf in START]
+
+
+def loss(params: list[torch.nn.Parameter]) -> torch.Tensor:
+    """Half the mean squared error of the network."""
+    first, bias, second, last = params
+    inputs, targets = (torch.tensor(rows, dtype=first.dtype) for rows in (INPUTS, TARGETS))
+    return 0.5 * ((torch.tanh(inputs @ first + bias) @ second + last - targets) ** 2).sum(1).mean()
+
+
+def train(
+    optimizer: torch.optim.Optimizer, params: list[torch.nn.Parameter], steps: int = STEPS
+) -> list[float]:
+    """The losses of some steps, each with a closure, which every optimizer takes."""
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(params)
+        value.backward()
+        return value
+
+    return [optimizer.step(closure).item() for _ in range(steps)]
+
+
+def flat(params: list[torch.nn.Parameter]) -> np.ndarray:
+    return torch.cat([param.detach().double().reshape(-1) for param in params]).numpy()
+
+
+def in_jax(optimizer: Optimizer, steps: int = STEPS) -> Iterator[np.ndarray]:
+    """Parameters after each step, in float64 and with hyperparameters to all their digits."""
+    # The decimals that were meant: 0.9, not its float32.
+    exact = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf).astype(str).astype(np.float64)), optimizer)
+
+    def value_fn(params):
+        first, bias, second, last = params
+        rows = jnp.tanh(INPUTS @ first + bias) @ second + last - TARGETS
+        return 0.5 * jnp.mean(jnp.sum(rows**2, axis=1))
+
+    @jax.jit
+    def step(params, state, number):
+        value, grads = jax.value_and_grad(value_fn)(params)
+        context = {"value": value, "grad": grads, "value_fn": value_fn, "step": number}
+        updates, state = exact.update(grads, state, params, **context)
+        return [p + u for p, u in zip(params, updates)], state
+
+    params = [jnp.asarray(leaf) for leaf in START]
+    state = exact.init(params, num_steps=steps)
+    for number in range(steps):
+        params, state = step(params, state, number)
+        yield np.concatenate([np.ravel(leaf) for leaf in params])
+
+
+# What `torch.optim` calls the hyperparameters.
+_WORDS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "lr": lambda value: {"learning_rate": value},
+    "d0": lambda value: {"estim_lr0": value},
+    "d_coef": lambda value: {"estim_lr_coef": value},
+}
+
+
+def jax_optimizer(name: str, settings: dict[str, Any]) -> Optimizer:
+    """The optimizer of JAX with the settings of one of PyTorch."""
+    words: dict[str, Any] = {}
+    for word, value in settings.items():
+        words |= _WORDS[word](value) if word in _WORDS else {word: value}
+    return optimizers.get(name, **words)
