@@ -1,12 +1,15 @@
 """Sums over whole lists of tensors."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 
-def inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
+
+def inner(first: Tensors, second: Tensors) -> Tensor:
     """Inner product, all entries together."""
     return total(torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(first, second))
 
@@ -16,12 +19,12 @@ def total(numbers: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(numbers)).sum()
 
 
-def squared_norm(values: Sequence[Tensor]) -> Tensor:
+def squared_norm(values: Tensors) -> Tensor:
     """Sum of the squares of all entries."""
     return inner(values, values)
 
 
-def absolute_sum(values: Sequence[Tensor]) -> Tensor:
+def absolute_sum(values: Tensors) -> Tensor:
     """Sum of the magnitudes of all entries."""
     return total(torch._foreach_norm(values, 1))
 

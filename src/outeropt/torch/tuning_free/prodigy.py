@@ -1,13 +1,12 @@
 """Prodigy: Adam whose step size is a growing estimate of the distance to the solution."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from outeropt.torch.arithmetic import absolute_sum, inner, quotient, total
+from outeropt.torch.arithmetic import Tensors, absolute_sum, inner, quotient, total
 from outeropt.torch.optimizer import Batch, Optimizer, Params
 
 
@@ -141,6 +140,6 @@ class Prodigy(Optimizer):
             torch._foreach_addcdiv_(batch.params, batch.state("exp_avg"), roots)
 
 
-def sliced(values: Sequence[Tensor], slice_p: int) -> Sequence[Tensor]:
+def sliced(values: Tensors, slice_p: int) -> Tensors:
     """Every `slice_p`-th entry of each tensor."""
     return values if slice_p == 1 else [value.reshape(-1)[::slice_p] for value in values]
