@@ -108,11 +108,8 @@ class Prodigy(Optimizer):
             length = d / d0 * (d if group["safeguard_warmup"] else step)
             torch._foreach_add_(sums, torch._foreach_mul(some, length))
 
-            means, squares, scaled = (
-                batch.state("exp_avg"),
-                batch.state("exp_avg_sq"),
-                torch._foreach_mul(grads, d),
-            )
+            means, squares = batch.state("exp_avg"), batch.state("exp_avg_sq")
+            scaled = torch._foreach_mul(grads, d)
             torch._foreach_lerp_(means, scaled, 1.0 - b1)
             torch._foreach_mul_(squares, b2)
             torch._foreach_addcmul_(squares, scaled, scaled, value=1.0 - b2)
@@ -120,9 +117,8 @@ class Prodigy(Optimizer):
 
         # One distance for all groups, which share the decay of the first.
         shared["numerator"].mul_(parts[0][0]).add_(total(added for _, added, _, _ in parts))
-        candidate = self.defaults["d_coef"] * quotient(
-            shared["numerator"], sum(size for _, _, size, _ in parts)
-        )
+        size = total(size for _, _, size, _ in parts)
+        candidate = self.defaults["d_coef"] * quotient(shared["numerator"], size)
         grown = torch.where(d <= d0, torch.maximum(d, candidate), d)
         shared["d_max"].copy_(torch.maximum(shared["d_max"], candidate))
         estimate = torch.minimum(shared["d_max"], grown * self.defaults["growth_rate"])
