@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from outeropt import tree
-from outeropt._sweep.engine import identity
+from outeropt._sweep.planned import identity
 from outeropt.errors import ConfigError
 from outeropt.search import trials
 from outeropt.search.domain import Point

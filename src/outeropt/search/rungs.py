@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from outeropt import tree
-from outeropt._sweep.engine import identity
 from outeropt._sweep.plan import cost
+from outeropt._sweep.planned import identity
 from outeropt.search import trials
 from outeropt.search.domain import Point
 from outeropt.search.found import scores

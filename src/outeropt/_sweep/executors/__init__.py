@@ -1,0 +1,1 @@
+"""Where the chunks of a sweep run: in this process, on a Ray cluster, or as jobs of a batch system."""
