@@ -240,12 +240,13 @@ def _is_steady(value: Any) -> bool:
 def _is_own(value: Any) -> bool:
     """Whether code is the user's: neither outeropt's nor of Python or an installed package."""
     if isinstance(value, types.ModuleType):
-        return _is_own_module(value.__name__)
-    return _is_own_module(getattr(value, "__module__", None) or "builtins")
+        return is_own_module(value.__name__)
+    return is_own_module(getattr(value, "__module__", None) or "builtins")
 
 
 @functools.cache
-def _is_own_module(name: str) -> bool:
+def is_own_module(name: str) -> bool:
+    """Whether a module is the user's, by its name."""
     top = name.partition(".")[0]
     if top == __package__ or (top in sys.stdlib_module_names and top != "__main__"):
         return False

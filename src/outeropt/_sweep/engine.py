@@ -3,6 +3,8 @@
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Literal
 
+import jax
+
 from outeropt._sweep.executors.base import Executor
 from outeropt._sweep.executors.in_process import InProcess
 from outeropt._sweep.job import Job
@@ -66,7 +68,7 @@ def sweep(
     """
     if executor is not None and (keep is not None or devices is not None):
         raise ConfigError("keep and devices are of this process; an executor has its own. Leave one out.")
-    where = InProcess(devices) if executor is None else executor
+    where = executor or InProcess(jax.local_devices() if devices is None else devices)
     every = cadence(steps, eval_every, eval_batches, last_eval_batches, episodes)
     planned = Planned(
         task,

@@ -1,5 +1,6 @@
 """A chunk of lanes as a piece of work that any process can do, and what comes of it."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from outeropt._sweep.devices import use_all_cores
 from outeropt._sweep.lanes import Block, Device
 from outeropt._sweep.plan import Chunk
 from outeropt._sweep.runner import Protocol, Runner
@@ -88,9 +90,20 @@ _KEPT: dict[str, Runner] = {}
 
 
 def perform(job: Job) -> Outcome:
-    """Runs a chunk in a worker process, on all devices that it was planned for."""
-    if job.work.id not in _KEPT:
+    """Runs a chunk in a worker process, on as many devices as it was planned for."""
+    work = job.work
+    if work.id not in _KEPT:
+        _get_ready(work.block.devices)
         _KEPT.clear()
-        _KEPT[job.work.id] = runner(job.work, jax.local_devices())
-    curves, diverged_at, seconds, _ = _KEPT[job.work.id].run(job.chunk, job.partial)
+        _KEPT[work.id] = runner(work, jax.local_devices())
+    curves, diverged_at, seconds, _ = _KEPT[work.id].run(job.chunk, job.partial)
     return Outcome(curves, diverged_at, seconds, states=None)
+
+
+def _get_ready(devices: Sequence[Device]) -> None:
+    """Gives JAX the devices that were planned for, if it has not started here yet."""
+    use_all_cores()
+    with contextlib.suppress(RuntimeError):
+        if devices[0].platform == "cpu":
+            jax.config.update("jax_platforms", "cpu")
+            jax.config.update("jax_num_cpu_devices", len(devices))

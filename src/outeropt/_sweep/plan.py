@@ -124,9 +124,14 @@ def _lane_map(task: Task, platform: str) -> LaneMap:
     return one_by_one if platform == "cpu" and is_convolutional(task) else vectorized
 
 
-def _lanes_per_device(task: Task, optimizer: Optimizer, platform: str) -> int:
+def state_bytes(task: Task, optimizer: Optimizer) -> int:
+    """Bytes of a lane's training state."""
     state = eqx.filter_eval_shape(start, task, optimizer, jax.random.key(0), 1)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def _lanes_per_device(task: Task, optimizer: Optimizer, platform: str) -> int:
+    size = state_bytes(task, optimizer)
     most, memory = _MOST_LANES.get(platform, _ELSEWHERE[0]), _MOST_BYTES.get(platform, _ELSEWHERE[1])
     return min(most, max(1, memory // max(1, size)))
 

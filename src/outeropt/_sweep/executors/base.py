@@ -1,14 +1,16 @@
 """Where chunks run: the one boundary between a sweep and machines."""
 
 import abc
+import dataclasses
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from outeropt._sweep.job import Job, Outcome
 from outeropt._sweep.runner import Report
 
 
-class Site(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Site:
     """A device of a worker, as far as planning must know it.
 
     Attributes:

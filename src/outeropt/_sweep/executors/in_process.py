@@ -2,8 +2,6 @@
 
 from collections.abc import Hashable, Sequence
 
-import jax
-
 from outeropt._sweep.executors.base import Executor
 from outeropt._sweep.job import Job, Outcome, runner
 from outeropt._sweep.lanes import Device
@@ -14,13 +12,13 @@ class InProcess(Executor):
     """Runs each chunk when it is asked for.
 
     Attributes:
-      devices: devices that share the lanes; by default all local ones.
+      devices: devices that share the lanes.
     """
 
     width = 1
 
-    def __init__(self, devices: Sequence[Device] | None = None):
-        self.devices = jax.local_devices() if devices is None else devices
+    def __init__(self, devices: Sequence[Device]):
+        self.devices = devices
         self._waiting: list[tuple[Job, Report]] = []
         self._runner: Runner | None = None
         self._work = ""
