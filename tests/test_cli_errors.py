@@ -180,8 +180,11 @@ GOES = "--grid, --sample and --optimizer.* go with --optimizer; a set has its ow
             "ns_steps of muon must be a whole number, not 1.5.",
         ),
         # contradictions and counts of a sweep
-        (f"{S}", "Give either --set NAME or --optimizer NAME (with --grid or --sample)."),
-        (f"{S} --set adam-lr --optimizer adam", "Give either --set NAME or --optimizer NAME"),
+        (f"{S}", "Give one of --set NAME, --sets NAME ..., and --optimizer NAME (with a grid)."),
+        (
+            f"{S} --set adam-lr --optimizer adam",
+            "Give one of --set NAME, --sets NAME ..., and --optimizer NAME",
+        ),
         (f"{S} --set adam-lr --grid b1=0.9", GOES),
         (f"{S} --set adam-lr --sample 0", GOES),
         (

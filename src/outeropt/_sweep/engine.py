@@ -1,7 +1,7 @@
 """Many trials of one task as calls of one compiled program."""
 
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -69,19 +69,53 @@ def sweep(
     if executor is not None and (keep is not None or devices is not None):
         raise ConfigError("keep and devices are of this process; an executor has its own. Leave one out.")
     where = executor or InProcess(jax.local_devices() if devices is None else devices)
+    whole = planned(
+        task,
+        optimizers,
+        seeds=seeds,
+        steps=steps,
+        episodes=episodes,
+        eval_every=eval_every,
+        eval_batches=eval_batches,
+        last_eval_batches=last_eval_batches,
+        lanes=lanes,
+        store=store,
+        set=set,
+        optimizer_name=optimizer_name,
+        devices=where.devices,
+    )
+    return drive([whole], where, report, keep)[0]
+
+
+def planned(
+    task: Task,
+    optimizers: Optimizer | Settings | Sequence[Optimizer | Settings],
+    *,
+    seeds: int | Iterable[int],
+    steps: int,
+    episodes: int,
+    eval_every: int | None,
+    eval_batches: int,
+    last_eval_batches: int,
+    lanes: int | Literal["auto"],
+    store: Store | None,
+    set: str | None,
+    optimizer_name: str,
+    devices: Sequence[Any],
+) -> Planned:
+    """A sweep that `drive` will run; the arguments are those of `sweep`, the devices those of an executor."""
     every = cadence(steps, eval_every, eval_batches, last_eval_batches, episodes)
-    planned = Planned(
+    return Planned(
         task,
         optimizers,
         seeds,
         Protocol(steps * episodes, every, eval_batches, last_eval_batches, episodes),
         lanes=lanes,
-        devices=where.devices,
+        devices=devices,
         store=store,
         set=set,
         optimizer_name=optimizer_name,
     )
-    return drive([planned], where, report, keep)[0]
 
 
 def drive(
@@ -103,22 +137,22 @@ def drive(
 
     def collect() -> None:
         name, outcome = executor.collect()
-        planned, job, tally = under_way.pop(name)
-        planned.finish(job, outcome, keep)
+        whole, job, tally = under_way.pop(name)
+        whole.finish(job, outcome, keep)
         tally.rest()
 
     begun = []
-    for planned in sweeps:
-        begun.append(planned)
-        planned.begin(report, again=keep is not None)
-        for job in planned.jobs(report):
+    for whole in sweeps:
+        begun.append(whole)
+        whole.begin(report, again=keep is not None)
+        for job in whole.jobs(report):
             while len(under_way) >= executor.width:
                 collect()
             tally = _Tally(job.chunk.lanes, report)
-            under_way[executor.submit(job, tally.tell)] = planned, job, tally
+            under_way[executor.submit(job, tally.tell)] = whole, job, tally
     while under_way:
         collect()
-    return [planned.archive(report) for planned in begun]
+    return [whole.archive(report) for whole in begun]
 
 
 class _Tally:

@@ -15,7 +15,7 @@ VERBS = {
     "list": "List tasks, optimizers, sets, datasets or weights, by name or pattern.",
     "describe": "Say what a name stands for: a task, an optimizer, an architecture, a set, ...",
     "train": "Train one optimizer on one task.",
-    "sweep": "Train a task with many settings and seeds in one compiled program.",
+    "sweep": "Train tasks with many settings and seeds, here or on many machines.",
     "tune": "Search an optimizer's hyperparameters, or tune them while it trains.",
     "metatrain": "Learn an optimizer: meta-train it on tasks.",
     "amalgamate": "Distil many optimizers into one learned optimizer.",
@@ -24,6 +24,7 @@ VERBS = {
     "report": "Turn a store into tables, figures and one interactive page.",
     "export": "Write a store's archives as Parquet and .npz files.",
     "load": "Load exported or published archives into a store.",
+    "resume": "Go on with the sweeps that a store remembers.",
     "status": "Say what a store holds: finished, missing and diverged trials.",
     "data": "Get or list datasets.",
 }

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from outeropt.cli.values import Plain, type_name
+from outeropt.cli.values import Plain, Rows, type_name
 from outeropt.errors import ConfigError, UnknownName
 
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from outeropt import Archive, Optimizer, Settings, Task
     from outeropt.cli.sweep import Config as SweepConfig
     from outeropt.cli.train import Config as TrainConfig
+    from outeropt.store.commands import Command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +38,42 @@ def prepare() -> None:
     use_all_cores()
 
 
-def task_of(config: "SweepConfig | TrainConfig") -> "Task":
+def task_of(config: "TrainConfig") -> "Task":
     """The task, on the rows that the configuration says.
 
     Raises:
       UnknownName: no such task.
       ConfigError: it has no rows that could be put together.
     """
+    return _on_rows(config.task, config.train_on)
+
+
+def tasks_of(config: "SweepConfig") -> "list[Task]":
+    """The tasks of a sweep, on the rows that the configuration says.
+
+    Raises:
+      UnknownName: no such task, or none of a pattern.
+      ConfigError: one has no rows that could be put together.
+    """
+    from outeropt import tasks
+
+    if config.task is not None:
+        return [_on_rows(config.task, config.train_on)]
+    names: dict[str, None] = {}
+    for pattern in config.tasks:
+        found = tasks.names(pattern) if set(pattern) & set("*?[") else [pattern]
+        if not found:
+            raise UnknownName(f"No tasks match {pattern!r}; outeropt list tasks shows all.")
+        names |= dict.fromkeys(found)
+    return [_on_rows(name, config.train_on) for name in names]
+
+
+def _on_rows(name: str, rows: Rows) -> "Task":
     from outeropt import tasks
     from outeropt.tasks.wrappers.train_valid import SUFFIX, train_valid
 
-    task = tasks.get(config.task)
-    together = config.train_on == "train+valid" and not task.name.endswith(SUFFIX)
-    return train_valid(task) if together else task
+    task = tasks.get(name)
+    return train_valid(task) if rows == "train+valid" and not task.name.endswith(SUFFIX) else task
 
 
 def optimizer_from(name: str, hyperparameters: Mapping[str, Plain]) -> "Optimizer":
@@ -80,8 +105,11 @@ def plans_of(config: "SweepConfig") -> list[Plan]:
       OutOfSpace: a value outside its space.
       ConfigError: options that contradict each other or cannot be understood.
     """
-    if config.set is not None:
-        return _of_sets(config, config.set)
+    names = config.sets if config.set is None else (config.set,)
+    if names:
+        if config.name is not None and len(names) > 1:
+            raise ConfigError("--name names one set, and --sets gives several; leave it out.")
+        return [plan for name in names for plan in _of_sets(config, name)]
     from outeropt import grid, sample
     from outeropt.bench.learned_names import shown
 
@@ -182,18 +210,27 @@ def check(task: "Task", optimizer: "Optimizer", protocol: "Plan | TrainConfig") 
     training.check(task, optimizer)
 
 
-def swept(task: "Task", plans: Sequence[Plan], config: "SweepConfig") -> "list[Archive]":
-    """Runs the plans, one after the other, with progress."""
-    from outeropt import Store, sweep
+def swept(tasks: "Sequence[Task]", plans: Sequence[Plan], config: "SweepConfig") -> "list[Archive]":
+    """Runs every plan on every task, with progress; plan by plan of the first task, then of the next."""
+    from outeropt import Store
+    from outeropt._sweep import drive, planned
+    from outeropt.cli.executors import executor_of
     from outeropt.progress import Progress
 
-    for plan in plans:
-        check(task, plan.optimizers[0], plan)
-    count = sum(len(plan.optimizers) * plan.seeds for plan in plans)
-    with Store(config.store) as store, Progress("trials") as progress:
-        bar = progress.task(task.name, count, compiles=True)
-        return [
-            sweep(
+    for task in tasks:
+        for plan in plans:
+            check(task, plan.optimizers[0], plan)
+    count = len(tasks) * sum(len(plan.optimizers) * plan.seeds for plan in plans)
+    with (
+        executor_of(config.on, config.ray, config.slurm, config.store) as executor,
+        Store(config.store) as store,
+        Progress("trials") as progress,
+    ):
+        store.remember(_command(tasks, plans, config))
+        bar = progress.task(tasks[0].name if len(tasks) == 1 else f"{len(tasks)} tasks", count, compiles=True)
+        # One at a time: what a sweep needs is there while it runs.
+        sweeps = (
+            planned(
                 task,
                 plan.optimizers,
                 seeds=plan.seeds,
@@ -206,10 +243,51 @@ def swept(task: "Task", plans: Sequence[Plan], config: "SweepConfig") -> "list[A
                 store=store,
                 set=plan.name,
                 optimizer_name=plan.optimizer_name,
-                report=bar.advance,
+                devices=executor.devices,
             )
+            for task in tasks
             for plan in plans
-        ]
+        )
+        return drive(sweeps, executor, bar.advance)
+
+
+def _command(tasks: "Sequence[Task]", plans: Sequence[Plan], config: "SweepConfig") -> "Command":
+    """The sweep as a store remembers it: it may be given again from another folder."""
+    from outeropt.store.commands import Command
+
+    given = dataclasses.asdict(config)
+    del given["store"]
+    for name in ("task", "set"):
+        given[name] = given[name] and _from_anywhere(given[name])
+    for name in ("tasks", "sets"):
+        given[name] = [_from_anywhere(each) for each in given[name]]
+    return Command("sweep", given, [(task.name, plan.name) for task in tasks for plan in plans])
+
+
+def _from_anywhere(name: str) -> str:
+    """A name as it is, and the path of a file in full."""
+    path, colon, attribute = name.partition(":")
+    return f"{Path(path).resolve()}{colon}{attribute}" if Path(path).is_file() else name
+
+
+def recalled(command: "Command", store: Path) -> "SweepConfig":
+    """The sweep that a store remembers.
+
+    Raises:
+      ConfigError: another version wrote options that this one does not have.
+    """
+    from outeropt.cli.sweep import Config
+
+    known = {field.name for field in dataclasses.fields(Config)}
+    if unknown := command.config.keys() - known:
+        raise ConfigError(
+            f"{store} remembers a sweep with options that this outeropt does not have "
+            f"({', '.join(sorted(unknown))}); give the command again that filled it."
+        )
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in command.config.items()
+    }
+    return Config(**given, store=store)
 
 
 def single(task: "Task", optimizer: "Optimizer", config: "TrainConfig") -> "tuple[Archive, Optimizer | None]":

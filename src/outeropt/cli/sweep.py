@@ -1,4 +1,4 @@
-"""`outeropt sweep`: many settings and seeds of one optimizer on one task."""
+"""`outeropt sweep`: many settings and seeds, on one task or many."""
 
 import dataclasses
 from pathlib import Path
@@ -16,16 +16,22 @@ class Config:
 
     Give --set NAME, or --optimizer with --grid or --sample. Other hyperparameters are set by --optimizer.NAME
     VALUE; -c data.yaml algorithm.yaml fills any option, from pieces that must not contradict each other.
+    --ray.cores, --ray.gpus, --ray.memory and --ray.retries say what a chunk of work gets on Ray; these with
+    --slurm, minutes, parallel and whatever else sbatch takes (--slurm.partition) what it gets on SLURM.
     """
 
-    DOTTED: ClassVar[dict[str, str]] = {"optimizer": "hyperparameters"}
+    DOTTED: ClassVar[dict[str, str]] = {"optimizer": "hyperparameters", "ray": "ray", "slurm": "slurm"}
 
-    task: str
+    task: str | None = None
     """A task's name, or path/to/file.py:attribute."""
+    tasks: tuple[str, ...] = ()
+    """Tasks in place of one, by name or pattern (outeropt list tasks 'ImageMLP_*')."""
     train_on: Rows = "train"
     """The rows to train on: train, or train+valid for a method that needs no validation rows."""
     set: str | None = None
     """A hyperparameter set or a collection of sets (outeropt list sets), .yaml file, or path.py:attribute."""
+    sets: tuple[str, ...] = ()
+    """Sets or collections in place of one."""
     optimizer: str | None = None
     """An optimizer's name, in place of a set."""
     hyperparameters: Annotated[dict[str, Plain], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
@@ -52,12 +58,18 @@ class Config:
     """Where finished trials are kept; those that are there already are not run again."""
     name: str | None = None
     """Name of the set in the store. Default: the set's own, or made from optimizer and grid."""
+    on: str = "here"
+    """Where chunks of trials run: here, processes, slurm, ray, or ray://HEAD:10001."""
+    ray: Annotated[dict[str, Plain], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
+    slurm: Annotated[dict[str, Plain], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
 
     def check(self) -> None:
         """Raises `ConfigError` where options contradict each other."""
-        if (self.set is None) == (self.optimizer is None):
-            raise ConfigError("Give either --set NAME or --optimizer NAME (with --grid or --sample).")
-        if self.set is not None and (self.grid or self.sample is not None or self.hyperparameters):
+        if (self.task is None) == (not self.tasks):
+            raise ConfigError("Give either --task NAME or --tasks NAME-OR-PATTERN ...")
+        if sum((self.set is not None, bool(self.sets), self.optimizer is not None)) != 1:
+            raise ConfigError("Give one of --set NAME, --sets NAME ..., and --optimizer NAME (with a grid).")
+        if self.optimizer is None and (self.grid or self.sample is not None or self.hyperparameters):
             raise ConfigError(
                 "--grid, --sample and --optimizer.* go with --optimizer; a set has its own grid."
             )
@@ -71,16 +83,18 @@ class Config:
 
 def run(config: Config) -> None:
     """Runs the command."""
-    from outeropt.cli.running import plans_of, prepare, swept, task_of
+    from outeropt.cli.running import plans_of, prepare, swept, tasks_of
 
     config.check()
     prepare()
     from outeropt.cli.show import show_archive, show_episodes
 
-    task = task_of(config)
-    archives = swept(task, plans_of(config), config)
-    if len(archives) == 1:
-        show_archive(archives[0])
-    if len(archives) > 1 or archives[0].episodes > 1:
-        show_episodes(archives)
+    plans = plans_of(config)
+    archives = swept(tasks_of(config), plans, config)
+    for i in range(0, len(archives), len(plans)):
+        of_task = archives[i : i + len(plans)]
+        if len(of_task) == 1:
+            show_archive(of_task[0])
+        if len(of_task) > 1 or of_task[0].episodes > 1:
+            show_episodes(of_task)
     print(f"Trials: {config.store}   next: outeropt report {config.store}")

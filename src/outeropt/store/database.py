@@ -12,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from outeropt.errors import StoreError
-from outeropt.store import connection, membership, rows, trial
+from outeropt.store import commands, connection, membership, rows, trial
 from outeropt.store.archive import Archive
 from outeropt.store.cadence import Cadence
+from outeropt.store.commands import Command
 from outeropt.store.trial import Setting, Trial
 
 
@@ -224,6 +225,16 @@ class Store:
                    LEFT JOIN trials ON trials.id = members.trial
                    GROUP BY sets.task, sets.name ORDER BY sets.task, sets.name"""
         return [Status(*row) for row in self._select(query)]
+
+    def remember(self, command: Command) -> None:
+        """Writes down a command that fills this store; giving it again changes nothing."""
+        with self._transaction("IMMEDIATE") as sql:
+            commands.remember(sql, command)
+
+    def commands(self) -> list[Command]:
+        """The commands that were written down, in order."""
+        with self._transaction("DEFERRED") as sql:
+            return commands.remembered(sql)
 
     def check(self) -> None:
         """Reads the whole file and compares it with SQLite's own rules.
