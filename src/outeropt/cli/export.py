@@ -12,8 +12,8 @@ class Config:
 
     store: tyro.conf.Positional[Path]
     """The store (.db)."""
-    out: Path = Path("archive")
-    """Folder for TASK/SET.parquet and TASK/SET.npz."""
+    out: str = "archive"
+    """Folder for TASK/SET.parquet and TASK/SET.npz, or an address that fsspec knows (s3://bucket/archive)."""
     tasks: str = "*"
     """Only tasks that match this pattern."""
     sets: str = "*"

@@ -22,6 +22,9 @@ from outeropt.store.trial import Setting, Trial
 # One JSON parameter holds any number of ids; SQLite limits the count of parameters.
 _IN = "trials.id IN (SELECT value FROM json_each(?))"
 
+# Trials that are in memory at a time while stores are merged.
+_MERGED = 500
+
 
 @dataclasses.dataclass(frozen=True)
 class Status:
@@ -164,6 +167,30 @@ class Store:
             members = {(i, one.seed): one.id for i, one in found}
             cadence = Cadence.of(archive).row(sql)
             membership.enroll(sql, archive.set, archive.task, archive.optimizer, texts, cadence, members)
+        return new
+
+    def merge(self, other: "Store") -> int:
+        """Takes over all that another store holds: trials, sets and commands. What is here stays as it is.
+
+        A set that both have grows by what is new of it; one of another optimizer, cadence or grid does not.
+
+        Returns:
+          How many trials were new.
+
+        Raises:
+          StoreError: one file cannot be read, or the other cannot be written.
+        """
+        ids = [row[0] for row in other._select("SELECT id FROM trials ORDER BY rowid")]
+        new = 0
+        for i in range(0, len(ids), _MERGED):
+            new += self.add(list(other.get(ids[i : i + _MERGED]).values()))
+        with other._transaction("DEFERRED") as theirs:
+            sets, found = membership.read_sets(theirs), commands.remembered(theirs)
+        for each in sets:
+            with self._transaction("IMMEDIATE") as sql:
+                membership.take_over(sql, each)
+        for command in found:
+            self.remember(command)
         return new
 
     def finished(self, ids: Iterable[str]) -> set[str]:

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import tempfile
 import urllib.parse
 import warnings
 import zipfile
@@ -24,7 +25,7 @@ AXES = ("setting", "seed", "step")
 _PARQUET_KEY = b"outeropt"
 
 
-def export(archives: Iterable[Archive], folder: str | Path) -> list[Path]:
+def export(archives: Iterable[Archive], folder: str | Path) -> list[Path] | list[str]:
     """Writes `folder/<task>/<set>.npz` and `.parquet` for each archive.
 
     The `.npz` holds plain arrays (no pickles). The Parquet file has one row for each setting, seed and step,
@@ -34,14 +35,17 @@ def export(archives: Iterable[Archive], folder: str | Path) -> list[Path]:
 
     Args:
       archives: what to write.
-      folder: where; created if it does not exist.
+      folder: where; created if it does not exist. Also an address that fsspec knows, such as
+        `"s3://bucket/archive"`.
 
     Returns:
-      The files written.
+      The files written, or their addresses.
 
     Raises:
-      StoreError: a file cannot be written.
+      StoreError: a file cannot be written, or fsspec, or what it needs for the address, is not installed.
     """
+    if "://" in str(folder):
+        return _upload(archives, str(folder))
     writers: dict[str, Callable[[Archive, Path], None]] = {".npz": _write_npz, ".parquet": _write_parquet}
     if importlib.util.find_spec("pyarrow") is None:
         del writers[".parquet"]
@@ -64,6 +68,29 @@ def export(archives: Iterable[Archive], folder: str | Path) -> list[Path]:
                     f"{path} cannot be written: {error.strerror or error}; give another folder or free space."
                 ) from error
             written.append(path)
+    return written
+
+
+def _upload(archives: Iterable[Archive], address: str) -> list[str]:
+    """Writes archives to a place that fsspec knows, one after the other: only one is on this disk."""
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise StoreError(f"{address} needs fsspec: pip install fsspec, and what it needs there.") from None
+    written = []
+    try:
+        system, root = url_to_fs(address)
+        for archive in archives:
+            with tempfile.TemporaryDirectory() as folder:
+                for path in map(Path, export([archive], folder)):
+                    part = path.relative_to(folder).as_posix()
+                    system.makedirs(f"{root}/{part.rpartition('/')[0]}", exist_ok=True)
+                    system.put_file(str(path), f"{root}/{part}")
+                    written.append(f"{address.rstrip('/')}/{part}")
+    except (OSError, ImportError, ValueError) as error:
+        raise StoreError(
+            f"{address} cannot be written: {error}; give another address, or install what it needs."
+        ) from error
     return written
 
 

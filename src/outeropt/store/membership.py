@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from outeropt.errors import StoreError
 from outeropt.store import trial
@@ -75,6 +76,48 @@ def append(sql: sqlite3.Connection, name: str, trials: Sequence[Trial]) -> None:
             place = index.setdefault(trial.setting_json(one.setting), len(index))
             members[place, int(one.seed)] = one.id
         enroll(sql, name, task, first.optimizer, list(index), cadence, members)
+
+
+class Set(NamedTuple):
+    """A set on a task, out of its store.
+
+    Attributes:
+      name: name of the set.
+      task: name of the task.
+      optimizer: name of the optimizer.
+      settings: settings as `setting_json` writes them.
+      cadence: when its trials are evaluated.
+      members: trial ids by (setting index, seed).
+    """
+
+    name: str
+    task: str
+    optimizer: str
+    settings: list[str]
+    cadence: Cadence
+    members: Mapping[tuple[int, int], str]
+
+
+def read_sets(sql: sqlite3.Connection) -> list[Set]:
+    """All sets of a store."""
+    query = """SELECT name, task, optimizer, settings, steps, eval_every, eval_batches, last_eval_batches
+               FROM sets JOIN cadences ON cadences.id = cadence"""
+    return [
+        Set(name, task, optimizer, json.loads(settings), Cadence(*cadence), members_of(sql, name, task))
+        for name, task, optimizer, settings, *cadence in sql.execute(query).fetchall()
+    ]
+
+
+def take_over(sql: sqlite3.Connection, theirs: Set) -> None:
+    """Puts another store's set into this one. One that is here and means something else stays as it is."""
+    cadence = theirs.cadence.row(sql)
+    ours, settings = _set_row(sql, theirs.name, theirs.task), theirs.settings
+    if ours is not None:
+        common = min(len(ours[2]), len(settings))
+        if ours[:2] != (theirs.optimizer, cadence) or ours[2][:common] != settings[:common]:
+            return
+        settings = max(ours[2], settings, key=len)
+    enroll(sql, theirs.name, theirs.task, theirs.optimizer, settings, cadence, theirs.members)
 
 
 def _set_row(sql: sqlite3.Connection, name: str, task: str) -> tuple[str, int, list[str]] | None:
