@@ -48,6 +48,8 @@ GUIDES = [
 ]
 RUN = [ROOT / "README.md", *GUIDES, *sorted((DOCS / "howto").glob("*.md"))]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+# Libraries that examples are written for and that need not be there.
+OPTIONAL = ("haiku", "torch")
 BLOCK = re.compile(r'^```(\w+)(?: title="(.+?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
@@ -56,9 +58,17 @@ def name_of(page: Path) -> str:
 
 
 def blocks(page: Path, *languages: str) -> list[tuple[str | None, str]]:
-    """Title and text of a page's code blocks in some languages."""
+    """Title and text of a page's code blocks in some languages, but for what cannot run here."""
     found = BLOCK.findall(page.read_text("utf-8"))
-    return [(title or None, text) for language, title, text in found if language in languages]
+    return [
+        (title or None, text) for language, title, text in found if language in languages and can_run(text)
+    ]
+
+
+def can_run(text: str) -> bool:
+    """Whether all of the optional libraries that a block imports are here."""
+    imported = re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)
+    return all(importlib.util.find_spec(name) for name in imported if name in OPTIONAL)
 
 
 def commands(page: Path) -> list[list[str]]:

@@ -67,7 +67,7 @@ def from_functions(
       ConfigError: the loss takes another number of arguments, or a split has another name.
       OuteroptError: the data are no such rows.
     """
-    given = _batches(data, batch_size)
+    given = batches(data, batch_size)
     return OwnTask(name, given, _Start(init), _Loss(loss, _arguments(loss, given is not None)))
 
 
@@ -91,7 +91,7 @@ def from_stateful_functions(
       ConfigError: a split has another name.
       OuteroptError: the data are no such rows.
     """
-    return OwnTask(name, _batches(data, batch_size), init, _StatefulLoss(loss))
+    return OwnTask(name, batches(data, batch_size), init, _StatefulLoss(loss))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,17 @@ def _arguments(loss: Callable[..., Any], has_data: bool) -> tuple[str, ...]:
     )
 
 
-def _batches(given: Any, batch_size: int) -> Any:
+def batches(given: Any, batch_size: int) -> Any:
+    """The object with `batch(split, key)` that a user's data are or become; None stays None.
+
+    Args:
+      given: such an object, rows, rows by split, or None.
+      batch_size: rows in a batch, if these are rows.
+
+    Raises:
+      ConfigError: a split has another name.
+      OuteroptError: the data are no such rows.
+    """
     if given is None or hasattr(given, "batch"):
         return given
     if not (isinstance(given, Mapping) and "train" in given):
