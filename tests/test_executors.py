@@ -229,6 +229,48 @@ def _created(path):
         return sql.execute("SELECT id, created FROM trials").fetchall()
 
 
+NODES = """
+import sys, threading, time
+import ray
+from ray.cluster_utils import Cluster
+from outeropt.cli.main import main
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+ray.init(cluster.address, log_to_driver=False)  # before there are others: the driver belongs to the head
+second = cluster.add_node(num_cpus=1)
+
+def strike():
+    while not ready():
+        time.sleep(0.05)
+    cluster.remove_node(second, allow_graceful=False)
+    print("struck", flush=True)
+
+def ready():
+    import contextlib, sqlite3
+    with contextlib.suppress(sqlite3.Error):
+        with sqlite3.connect("file:runs.db?mode=ro", uri=True) as sql:
+            return sql.execute("SELECT count(*) FROM trials").fetchone()[0] >= 2
+    return False
+
+threading.Thread(target=strike, daemon=True).start()
+sys.exit(main(%r + ["--on", "ray"]))
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_costs_its_running_chunks_only(tmp_path):
+    pytest.importorskip("ray")
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert run(whole, *LONG, JAX_NUM_CPU_DEVICES="1").returncode == 0
+    code = NODES % LONG
+    words = [sys.executable, "-c", code]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    assert ended.returncode == 0, ended.stderr
+    assert "struck" in ended.stdout
+    assert rows(tmp_path / "runs.db") == rows(whole / "runs.db")
+
+
 def test_jobs_can_be_pickled(task, options):
     cloudpickle = pytest.importorskip("cloudpickle")
     executor = Recorded()
