@@ -111,7 +111,8 @@ class Ray(Executor):
                 # A fork that becomes another program at once, which JAX cannot know.
                 warnings.filterwarnings("ignore", ".*os.fork", RuntimeWarning)
                 self._ray.init(
-                    address=address,
+                    # Without an address Ray would join whatever else runs on this machine.
+                    address=address or "local",
                     include_dashboard=None if address else False,
                     logging_level="ERROR",
                     log_to_driver=False,
