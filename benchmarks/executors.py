@@ -51,7 +51,7 @@ def overhead(task: str, steps: int, chunks: int) -> None:
         if name.startswith("Ray"):
             import ray
 
-            ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
         with make() as executor:
             began = time.perf_counter()
             first = swept(task, executor, chunks, steps)
