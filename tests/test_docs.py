@@ -16,6 +16,7 @@ import pytest
 
 import outeropt
 from outeropt import (
+    algoperf,
     amalgamation,
     bench,
     data,
@@ -160,6 +161,7 @@ ROOMS = {
     **{
         f"outeropt.{room.__name__.split('.')[-1]}": room
         for room in (
+            algoperf,
             amalgamation,
             bench,
             data,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 
 _ROOMS = (
-    *("amalgamation", "bench", "data", "learned", "metatraining", "optimizers", "search", "selftuning"),
-    "tasks",
+    *("algoperf", "amalgamation", "bench", "data", "learned", "metatraining", "optimizers", "search"),
+    *("selftuning", "tasks"),
 )
 # Rooms above `optimizers` that add names of their own to it: `learned:small_fc`, `metaopt`.
 _SOURCES = ("learned", "selftuning")
@@ -32,6 +32,7 @@ _NAMES = {
 }
 
 if TYPE_CHECKING:
+    from outeropt import algoperf as algoperf
     from outeropt import amalgamation as amalgamation
     from outeropt import bench as bench
     from outeropt import data as data
