@@ -153,7 +153,7 @@ def test_golden_features(name):
     assert recorded[0] == 1 and recorded[-1] == 6
     for leaf, grads in below(arrays, "grads").items():
         shape = np.atleast_1d(grads[0]).shape
-        moments = Moments.zeros(shape)
+        moments = Moments.zeros(jnp.zeros(shape))
         for step in range(1, 7):
             param = arrays.get(f"step{step}/params_before/{leaf}", np.zeros(shape, np.float32))
             moments, seen = look(moments, grads[step - 1].reshape(shape), param.reshape(shape), step - 1)

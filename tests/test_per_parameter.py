@@ -154,7 +154,7 @@ def test_no_array_of_all_features(width, block, limit, monkeypatch):
     monkeypatch.setattr(engine, "BLOCK", block)
     shape = (256, 256)
     tensor = jax.ShapeDtypeStruct(shape, jnp.float32)
-    sources = jax.eval_shape(lambda x: Moments.zeros(shape).sources(x, x), tensor)
+    sources = jax.eval_shape(lambda x: Moments.zeros(x).sources(x, x), tensor)
     layers = network(width, inputs=FEATURES + SHARED)
 
     def run(sources, shared):

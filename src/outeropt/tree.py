@@ -46,6 +46,17 @@ def size(tree: PyTree) -> int:
     return leaves[0].shape[0] if leaves else 0
 
 
+def zeros_beside(leaf: Any, *leading: int, dtype: Any = None) -> Array:
+    """Zeros `[*leading, *leaf.shape]`, divided among devices as the leaf is.
+
+    Args:
+      leaf: an array.
+      *leading: lengths of axes in front, whose entries stay together.
+      dtype: of the zeros; None for the leaf's.
+    """
+    return jnp.broadcast_to(jnp.zeros_like(leaf, dtype=dtype), (*leading, *leaf.shape))
+
+
 def all_finite(tree: PyTree) -> Array:
     """A scalar bool: whether every entry of every floating leaf is finite."""
     checks = [

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from outeropt import tree
+
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 
@@ -92,13 +94,13 @@ class Factored(eqx.Module):
     col: Float[Array, "decays ..."] | None
 
     @classmethod
-    def zeros(cls, decays: int, shape: tuple[int, ...]) -> "Factored":
-        """Before the first gradient."""
-        axes = factored_axes(shape)
+    def zeros(cls, decays: int, param: Float[Array, "*shape"]) -> "Factored":
+        """Those of a tensor before the first gradient."""
+        axes = factored_axes(param.shape)
         if axes is None:
-            return cls(jnp.zeros((decays, *shape), jnp.float32), None)
+            return cls(tree.zeros_beside(param, decays, dtype=jnp.float32), None)
         d1, d0 = axes
-        without = [tuple(n for axis, n in enumerate(shape) if axis != gone) for gone in (d0, d1)]
+        without = [tuple(n for axis, n in enumerate(param.shape) if axis != gone) for gone in (d0, d1)]
         return cls(*(jnp.zeros((decays, *rest), jnp.float32) for rest in without))
 
     def updated(self, decays: Float[Array, " decays"], grad: Float[Array, "*shape"]) -> "Factored":

@@ -249,4 +249,4 @@ def _wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def _zeros(params: Params) -> Params:
-    return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)

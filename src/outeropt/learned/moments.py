@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from outeropt import tree
 from outeropt.learned.features import (
     Factored,
     as_channels,
@@ -52,10 +53,12 @@ class Moments(eqx.Module):
     factored: Factored
 
     @classmethod
-    def zeros(cls, shape: tuple[int, ...]) -> Self:
-        """Before the first gradient."""
-        momentum, rms = (jnp.zeros((len(decays), *shape), jnp.float32) for decays in (MOMENTUM, RMS))
-        return cls(momentum, rms, Factored.zeros(len(FACTORED), shape))
+    def zeros(cls, param: Float[Array, "*shape"]) -> Self:
+        """Those of a tensor before the first gradient."""
+        momentum, rms = (
+            tree.zeros_beside(param, len(decays), dtype=jnp.float32) for decays in (MOMENTUM, RMS)
+        )
+        return cls(momentum, rms, Factored.zeros(len(FACTORED), param))
 
     @property
     def averages(self) -> "Averages":

@@ -38,7 +38,7 @@ Move = Callable[[Array, Array, PyTree], tuple[Array, PyTree]]
 
 
 def start(
-    zeros: Callable[[tuple[int, ...]], PyTree],
+    zeros: Callable[[Array], PyTree],
     params: Params,
     schedule: str = "constant",
     num_steps: int | Array | None = None,
@@ -46,7 +46,7 @@ def start(
     """The state before the first step.
 
     Args:
-      zeros: the accumulators of a tensor of a given shape, of rank 1 or more.
+      zeros: the accumulators of a tensor, of rank 1 or more.
       params: parameters to be optimized.
       schedule: a name in `SCHEDULES`.
       num_steps: length of the run; only a schedule needs it.
@@ -54,7 +54,7 @@ def start(
     Raises:
       ConfigError: the schedule needs the length, and it is not given.
     """
-    moments = [zeros(jnp.atleast_1d(p).shape) for p in jax.tree.leaves(params)]
+    moments = [zeros(jnp.atleast_1d(p)) for p in jax.tree.leaves(params)]
     if SCHEDULES[schedule] is None:
         return State(jnp.int32(0), moments)
     if num_steps is None:

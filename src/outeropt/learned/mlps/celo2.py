@@ -174,8 +174,8 @@ class Celo2(LearnedOptimizer):
 
         def one(path, param):
             if self._is_vector(path, param):
-                return VectorMoments(*(jnp.zeros(param.shape, jnp.float32) for _ in range(2)))
-            return Moments.zeros(jnp.atleast_1d(param).shape)
+                return VectorMoments(*(jnp.zeros_like(param, dtype=jnp.float32) for _ in range(2)))
+            return Moments.zeros(jnp.atleast_1d(param))
 
         return Celo2State(jnp.int32(0), [one(*leaf) for leaf in jtu.tree_leaves_with_path(params)])
 

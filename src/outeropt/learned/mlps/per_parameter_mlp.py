@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from outeropt import tree
 from outeropt.learned import tensorwise
 from outeropt.learned.base import LearnedOptimizer
 from outeropt.learned.features import TIME_SCALES, channelwise, tanh_embedding
@@ -75,7 +76,9 @@ class PerParameterMLP(LearnedOptimizer):
     def init(self, params, *, num_steps=None, key=None) -> State:
         """All averages zero."""
         del num_steps, key
-        return tensorwise.start(lambda shape: jnp.zeros((len(DECAYS), *shape), jnp.float32), params)
+        return tensorwise.start(
+            lambda param: tree.zeros_beside(param, len(DECAYS), dtype=jnp.float32), params
+        )
 
     def update(self, grads, state: State, params, **context: Any):
         """One step; uses nothing of the context."""

@@ -228,7 +228,7 @@ class HyperV2(LearnedOptimizer):
         span = jnp.float32(10) if self.use_bugged_loss_features else length
         first = (self.controller.first_hidden, self.controller.first_cell)
         hidden, cell = (jnp.broadcast_to(x, (len(leaves), self.lstm_hidden_size)) for x in first)
-        moments = [Moments.zeros(jnp.atleast_1d(p).shape) for p in leaves]
+        moments = [Moments.zeros(jnp.atleast_1d(p)) for p in leaves]
         return HyperV2State(moments, hidden, cell, LossTrend.start(span), length)
 
     def update(

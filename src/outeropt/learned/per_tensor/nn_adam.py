@@ -164,7 +164,7 @@ class NNAdam(LearnedOptimizer):
     ) -> OptState:
         del num_steps, key
         leaves = jax.tree.leaves(params)
-        mean, square = ([jnp.zeros(leaf.shape, jnp.float32) for leaf in leaves] for _ in range(2))
+        mean, square = ([jnp.zeros_like(leaf, dtype=jnp.float32) for leaf in leaves] for _ in range(2))
         rows = (self._first_codes, self.first_hidden, self.first_cell)
         return NNAdamState(mean, square, *(jnp.broadcast_to(row, (len(leaves), row.size)) for row in rows))
 

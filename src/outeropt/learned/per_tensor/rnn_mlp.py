@@ -191,13 +191,16 @@ class RNNMLP(LearnedOptimizer):
         self, params: Params, *, num_steps: int | Array | None = None, key: PRNGKeyArray | None = None
     ) -> OptState:
         del num_steps, key
-        shapes = [(len(self.decays), *jnp.atleast_1d(p).shape) for p in jax.tree.leaves(params)]
-        momenta, squares = ([jnp.zeros(shape, jnp.float32) for shape in shapes] for _ in range(2))
+        leaves = [jnp.atleast_1d(leaf) for leaf in jax.tree.leaves(params)]
+        momenta, squares = (
+            [tree.zeros_beside(leaf, len(self.decays), dtype=jnp.float32) for leaf in leaves]
+            for _ in range(2)
+        )
         rows = (self.first_hidden, self.first_cell, self.initial_from_mlp)
         return RNNMLPState(
             momenta,
             squares,
-            *(_rows(row, len(shapes)) for row in rows),
+            *(_rows(row, len(leaves)) for row in rows),
             from_lstm=self.initial_from_lstm,
             train_loss=LossTracker(0.9),
             valid_loss=LossTracker(0.95),

@@ -74,6 +74,8 @@ def psgd_kron(
 
         def factors(leaf):
             rows, columns = folded(leaf).shape
+            if leaf.ndim == 1:
+                return jnp.ones_like(leaf, dtype=wide), factor(columns, False)
             left = factor(rows, leaf.ndim > 1 and rows <= max_size)
             return left, factor(columns, leaf.ndim > 1 and columns <= max_size)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from outeropt import tree
 from outeropt.optimizer import Params
 from outeropt.optimizers.arithmetic import wide_type
 from outeropt.selftuning.control.history import History
@@ -104,7 +105,7 @@ class Diagonal(Controller):
     """One number for each age and parameter. `M` has the parameters' structure, leaves (H, *shape)."""
 
     def zeros(self, params: Params) -> PyTree:
-        return jax.tree.map(lambda leaf: jnp.zeros((self.memory, *leaf.shape), wide_type(leaf)), params)
+        return jax.tree.map(lambda leaf: tree.zeros_beside(leaf, self.memory, dtype=wide_type(leaf)), params)
 
     def play(self, coefficients: PyTree, history: History, age: int | Array = 0) -> Params:
         rows = history.newest(self.memory, age)

@@ -103,7 +103,9 @@ class AdamScaled(Disturbance):
     }
 
     def init(self, params: Params) -> AdamScaledState:
-        mean, square = (jax.tree.map(lambda p: jnp.zeros(p.shape, wide_type(p)), params) for _ in range(2))
+        mean, square = (
+            jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide_type(p)), params) for _ in range(2)
+        )
         return AdamScaledState(mean, square, jnp.zeros((), jnp.int32))
 
     def __call__(

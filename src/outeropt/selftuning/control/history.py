@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from outeropt import tree
 from outeropt.optimizers.arithmetic import wide_type
 
 
@@ -32,7 +33,7 @@ class History(eqx.Module):
           length: how many rows are kept.
           dtype: type of the rows; None keeps those of `like`.
         """
-        rows = jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), dtype or leaf.dtype), like)
+        rows = jax.tree.map(lambda leaf: tree.zeros_beside(leaf, length, dtype=dtype), like)
         return cls(rows, jnp.zeros((), jnp.int32))
 
     @property
@@ -70,9 +71,10 @@ class History(eqx.Module):
 
         def one(rows, leaf):
             dtype = wide_type(leaf)
-            flat = rows.reshape(rows.shape[0], -1).astype(dtype)
             places = (self.count - 1 - jnp.arange(rows.shape[0], dtype=jnp.int32)) % rows.shape[0]
-            return (flat @ leaf.reshape(-1).astype(dtype))[places]
+            # Not flattened: that would gather what is divided among devices.
+            axes = (tuple(range(1, rows.ndim)), tuple(range(leaf.ndim)))
+            return jnp.tensordot(rows.astype(dtype), leaf.astype(dtype), axes=axes)[places]
 
         return jax.tree.leaves(jax.tree.map(one, self.rows, other))
 
@@ -90,7 +92,6 @@ class History(eqx.Module):
             ages = (self.count - 1 - jnp.arange(length, dtype=jnp.int32)) % length - age
             counts = (ages >= 0) & (ages < number)
             placed = jnp.where(counts, weights[jnp.clip(ages, 0, number - 1)], jnp.zeros((), weights.dtype))
-            flat = rows.reshape(length, -1).astype(weights.dtype)
-            return (placed @ flat).reshape(rows.shape[1:])
+            return jnp.tensordot(placed, rows.astype(weights.dtype), axes=1)
 
         return jax.tree.map(one, self.rows, coefficients)

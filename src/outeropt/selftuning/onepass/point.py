@@ -104,7 +104,7 @@ class Charts(NamedTuple):
         shared, own = self.shared.read(base), None
         if self.own is not None:
             rate = self.own.read(base)[0]
-            own = jax.tree.map(lambda leaf: jnp.full(leaf.shape, rate), params)
+            own = jax.tree.map(lambda leaf: jnp.full_like(leaf, rate, dtype=rate.dtype), params)
         starts = self.settings.coordinates({name: jnp.asarray(start) for name, start, _ in settings})
         return Point(shared, own, starts.astype(shared.dtype))
 
