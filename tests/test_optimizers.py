@@ -116,14 +116,28 @@ def test_keeps_shapes_and_types(name):
         assert shapes(state) == shapes(new)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# One of each kind; within a kind only weights differ.
+LEARNED = [
+    *("learned:small_fc", "learned:mlp_nominal", "learned:amalgam-mean-1"),
+    *("learned:amalgam-choice-small-1", "learned:amalgam-choice-large-1"),
+]
+
+
+@pytest.mark.parametrize("name", [*NAMES, *LEARNED])
 def test_works_inside_optax(name):
     transformation = optimizers.get(name).as_optax(num_steps=STEPS, key=jax.random.key(0))
 
-    def chained(params):
-        chain = optax.chain(optax.clip(1.0), transformation)
+    chain = optax.chain(optax.clip(1.0), transformation)
+
+    def body(carry, _):
+        params, state = carry
         value, grads = jax.value_and_grad(loss)(params)
-        return chain.update(grads, chain.init(params), params, value=value, grad=grads, value_fn=loss)[0]
+        updates, state = chain.update(grads, state, params, value=value, grad=grads, value_fn=loss)
+        return (optax.apply_updates(params, updates), state), value
+
+    # A scan refuses a state whose structure, shapes or types change.
+    def chained(params):
+        return jax.lax.scan(body, (params, chain.init(params)), None, length=2)[0][0]
 
     def partly(params):
         both = optax.multi_transform(
