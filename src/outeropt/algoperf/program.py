@@ -88,7 +88,7 @@ def start(
         return jax.tree.map(jnp.copy, layout.pack(init(params, key), params))
 
     everywhere, _ = _shardings()
-    return layout, jax.jit(packed, in_shardings=everywhere, out_shardings=everywhere)(params, key)
+    return layout, jax.jit(packed, out_shardings=everywhere)(*_everywhere((params, key)))
 
 
 def step(
