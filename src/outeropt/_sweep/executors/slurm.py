@@ -1,5 +1,7 @@
 """The executor that runs chunks as jobs of SLURM, or as processes of this machine, by submitit."""
 
+import logging
+import subprocess
 import time
 from collections.abc import Hashable
 from pathlib import Path
@@ -14,6 +16,7 @@ from outeropt.errors import ConfigError, OuteroptError
 
 
 _POLL_SECONDS = 0.2
+_LOOK_SECONDS = 20.0  # between looks at the queue
 _LOG_LINES = 5
 # As many jobs as SLURM takes in one array by default.
 _ARRAY = 1000
@@ -59,6 +62,8 @@ class Slurm(Executor):
         self._submitit, cloudpickle = _submitit()
         shipping.carry_own_code(cloudpickle)
         self._cloudpickle = cloudpickle
+        # It would tell of every look at a queue that did not succeed.
+        logging.getLogger("submitit").setLevel(logging.ERROR)
         try:
             self._executor = self._submitit.AutoExecutor(folder, cluster=cluster)
         except RuntimeError as error:
@@ -69,6 +74,7 @@ class Slurm(Executor):
         self._pending: list[Job] = []
         self._under_way: dict[str, tuple[Any, Job]] = {}
         self._lost: dict[str, int] = {}
+        self._cluster, self._look, self._missing = cluster, 0.0, set[str]()
 
     def submit(self, job: Job, report: Report) -> Hashable:
         del report
@@ -78,8 +84,9 @@ class Slurm(Executor):
     def collect(self) -> tuple[Hashable, Outcome]:
         self._send()
         while True:
+            gone = self._gone()
             for name, (sent, job) in self._under_way.items():
-                if sent.done():
+                if sent.done() or name in gone:
                     del self._under_way[name]
                     found = self._outcome(sent, job)
                     if found is not None:
@@ -93,6 +100,23 @@ class Slurm(Executor):
         for sent, _ in self._under_way.values():
             sent.cancel(check=False)
         self._under_way.clear()
+
+    def _gone(self) -> set[str]:
+        """Chunks whose jobs the queue has not known for a while.
+
+        submitit asks `sacct` which jobs ended without a result; it says nothing where SLURM keeps no accounts.
+        """
+        if self._cluster != "slurm" or time.monotonic() < self._look:
+            return set()
+        self._look = time.monotonic() + _LOOK_SECONDS
+        told = subprocess.run(["squeue", "-h", "-r", "-o", "%i"], capture_output=True, text=True)
+        if told.returncode:
+            return set()
+        missing = {
+            name for name, (sent, _) in self._under_way.items() if sent.job_id not in told.stdout.split()
+        }
+        gone, self._missing = missing & self._missing, missing
+        return gone
 
     def _send(self) -> None:
         """Submits what waits, as one array for each piece of work."""
