@@ -104,7 +104,7 @@ class Slurm(Executor):
     def _gone(self) -> set[str]:
         """Chunks whose jobs the queue has not known for a while.
 
-        submitit asks `sacct` which jobs ended without a result; it says nothing where SLURM keeps no accounts.
+        submitit asks `sacct` which jobs ended without a result; SLURM without accounts does not say.
         """
         if self._cluster != "slurm" or time.monotonic() < self._look:
             return set()
