@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounter  # noqa: E402
 
 import outeropt.torch  # noqa: E402
 from outeropt.errors import OuteroptError, UnknownName  # noqa: E402
-from torch_problem import STEPS, flat, in_jax, jax_optimizer, loss, parameters, train  # noqa: E402
+from torch_problem import STEPS, flat, in_jax, jax_optimizer, loss, offered, parameters, train  # noqa: E402
 
 
 NAMES = outeropt.torch.names()
@@ -28,7 +28,21 @@ SETTINGS = {
         {"d0": 1e-3, "weight_decay": 0.01, "decouple": False, "slice_p": 3, "bias_correction": False},
         {"d0": 1e-3, "betas": (0.0, 0.99), "growth_rate": 1.1, "safeguard_warmup": True, "beta3": 0.9},
     ],
+    "hypergradient:adam": [{"lr": 1e-5, "most": 2e-5}],
+    "metaopt": [{"controller": "diagonal", "memory": 3, "horizon": 2, "weight_decay": 0.01}],
+    "metaopt:sgd": [
+        {"estimator": "fake", "memory": 3, "horizon": 2, "controller": "per_tensor"},
+        {"estimator": "cf1", "horizon": 3, "weight_decay": 0.01, "disturbance": "adam", "radius": 1e-3},
+        {"controller": "full", "memory": 2},
+    ],
+    "one_pass:adamw": [{"every": 3, "tune": ("lr", "weight_decay", "beta1"), "lookback": 4}],
+    "self_tuning": [{"num_steps": STEPS}],
 }
+# How near, where derivatives of updates are not those of JAX to the last digit.
+NEAR = {"self_tuning": 1e-7}  # Prodigy's updates are proportional to its lr but for an `eps` that it scales
+# Where something of the contract does not hold, why.
+UNSCHEDULED = {name: "what the controller adds has no learning rate" for name in ("metaopt", "metaopt:sgd")}
+INTERPRETED = {"one_pass:adamw": "it differentiates the loss, by functions that are given at each step"}
 CASES = [(name, settings) for name in NAMES for settings in ({}, *SETTINGS.get(name, ()))]
 
 
@@ -40,7 +54,7 @@ def name(request):
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
 def test_it_makes_the_steps_of_its_sibling_in_jax(name, settings):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        expected = list(in_jax(jax_optimizer(name, settings)))
+        expected = list(in_jax(jax_optimizer(name, settings), settings.get("num_steps")))
     params = parameters()
     optimizer = outeropt.torch.get(name, params, **settings)
     start, found = flat(params), []
@@ -48,7 +62,8 @@ def test_it_makes_the_steps_of_its_sibling_in_jax(name, settings):
         train(optimizer, params, 1)
         found.append(flat(params))
     assert np.abs(expected[-1] - start).max() > 0
-    np.testing.assert_allclose(np.stack(found) - start, np.stack(expected) - start, rtol=1e-5, atol=1e-9)
+    moved, wanted = np.stack(found) - start, np.stack(expected) - start
+    np.testing.assert_allclose(moved, wanted, rtol=1e-5, atol=NEAR.get(name, 1e-9))
 
 
 def test_groups_of_equal_settings_are_as_one(name):
@@ -100,7 +115,7 @@ def test_parameters_without_gradients_stay(name):
     for _ in range(3):
         loss(params).backward()
         still.grad = None
-        optimizer.step(value=loss(params).detach())
+        optimizer.step(value=loss(params).detach(), **offered(optimizer, params))
     assert torch.equal(still, before)
     assert any(param.grad is not None for param in params)
 
@@ -117,6 +132,8 @@ def test_a_group_can_come_later(name):
 
 
 def test_schedulers_drive_the_learning_rate(name):
+    if name in UNSCHEDULED:
+        pytest.skip(UNSCHEDULED[name])
     params = parameters()
     optimizer = outeropt.torch.get(name, params)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step < 5 else 0.0)
@@ -129,6 +146,8 @@ def test_schedulers_drive_the_learning_rate(name):
 
 
 def test_a_step_is_compiled_whole_and_once(name):
+    if name in INTERPRETED:
+        pytest.skip(INTERPRETED[name])
     params = parameters(torch.float32)
     optimizer = outeropt.torch.get(name, params)
     plain = parameters(torch.float32)
@@ -158,7 +177,7 @@ def test_a_scaler_skips_steps_that_overflow(name):
         scaler.scale(value).backward()
         if overflow:
             params[0].grad.fill_(float("inf"))
-        scaler.step(optimizer, value=value.detach())
+        scaler.step(optimizer, value=value.detach(), **offered(optimizer, params))
         scaler.update()
         assert (flat(params) == before).all() == overflow
 

@@ -1,5 +1,6 @@
 """A small problem for optimizers of PyTorch, and the same one for those of JAX."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,12 +11,19 @@ import torch
 
 from outeropt import optimizers
 from outeropt.optimizer import Optimizer
+from outeropt.torch.selftuning.wrapping import Wrapping
 
+
+# Tensors as small as these gain nothing from a second thread, and much time is lost in waiting for one.
+torch.set_num_threads(1)
 
 STEPS = 25
+# These programs run once: compile them fast rather than well.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 _RNG = np.random.default_rng(7)
 INPUTS, TARGETS = _RNG.normal(size=(32, 5)), _RNG.normal(size=(32, 3))
 START = (_RNG.normal(size=(5, 6)) / 2, np.zeros(6), _RNG.normal(size=(6, 3)) / 2, np.zeros(3))
+VALID = _RNG.normal(size=(16, 5)), _RNG.normal(size=(16, 3))
 
 
 def parameters(dtype: torch.dtype = torch.float64) -> list[torch.nn.Parameter]:
@@ -23,11 +31,18 @@ def parameters(dtype: torch.dtype = torch.float64) -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.tensor(leaf, dtype=dtype)) for leaf in START]
 
 
-def loss(params: list[torch.nn.Parameter]) -> torch.Tensor:
+def loss(params: list[torch.nn.Parameter], rows: tuple = (INPUTS, TARGETS)) -> torch.Tensor:
     """Half the mean squared error of the network."""
     first, bias, second, last = params
-    inputs, targets = (torch.tensor(rows, dtype=first.dtype) for rows in (INPUTS, TARGETS))
+    inputs, targets = (torch.tensor(each, dtype=first.dtype) for each in rows)
     return 0.5 * ((torch.tanh(inputs @ first + bias) @ second + last - targets) ** 2).sum(1).mean()
+
+
+def offered(optimizer: torch.optim.Optimizer, params: list[torch.nn.Parameter]) -> dict[str, Callable]:
+    """The losses that a step of some optimizers is given as functions."""
+    if not isinstance(optimizer, Wrapping):
+        return {}
+    return {"train_loss": lambda: loss(params), "valid_loss": lambda: loss(params, VALID)}
 
 
 def train(
@@ -41,32 +56,36 @@ def train(
         value.backward()
         return value
 
-    return [optimizer.step(closure).item() for _ in range(steps)]
+    return [optimizer.step(closure, **offered(optimizer, params)).item() for _ in range(steps)]
 
 
 def flat(params: list[torch.nn.Parameter]) -> np.ndarray:
     return torch.cat([param.detach().double().reshape(-1) for param in params]).numpy()
 
 
-def in_jax(optimizer: Optimizer, steps: int = STEPS) -> Iterator[np.ndarray]:
-    """Parameters after each step, in float64 and with hyperparameters to all their digits."""
+def in_jax(optimizer: Optimizer, num_steps: int | None = None, steps: int = STEPS) -> Iterator[np.ndarray]:
+    """Parameters after each step, in float64 and with hyperparameters to all their digits.
+
+    `num_steps` is what the optimizer is told of the length of the run.
+    """
     # The decimals that were meant: 0.9, not its float32.
     exact = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf).astype(str).astype(np.float64)), optimizer)
 
-    def value_fn(params):
+    def value_fn(params, given=(INPUTS, TARGETS)):
         first, bias, second, last = params
-        rows = jnp.tanh(INPUTS @ first + bias) @ second + last - TARGETS
+        rows = jnp.tanh(given[0] @ first + bias) @ second + last - given[1]
         return 0.5 * jnp.mean(jnp.sum(rows**2, axis=1))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def step(params, state, number):
         value, grads = jax.value_and_grad(value_fn)(params)
         context = {"value": value, "grad": grads, "value_fn": value_fn, "step": number}
+        context["valid_fn"] = lambda params: value_fn(params, VALID)
         updates, state = exact.update(grads, state, params, **context)
         return [p + u for p, u in zip(params, updates)], state
 
     params = [jnp.asarray(leaf) for leaf in START]
-    state = exact.init(params, num_steps=steps)
+    state = exact.init(params, num_steps=num_steps)
     for number in range(steps):
         params, state = step(params, state, number)
         yield np.concatenate([np.ravel(leaf) for leaf in params])
@@ -76,6 +95,8 @@ def in_jax(optimizer: Optimizer, steps: int = STEPS) -> Iterator[np.ndarray]:
 _WORDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "lr": lambda value: {"learning_rate": value},
     "d0": lambda value: {"estim_lr0": value},
+    "tune": lambda names: {"tune": [{"lr": "learning_rate", "beta1": "b1"}.get(n, n) for n in names]},
+    "num_steps": lambda value: {},
     "d_coef": lambda value: {"estim_lr_coef": value},
 }
 

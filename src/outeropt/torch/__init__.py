@@ -6,16 +6,36 @@
 Updates are those of the optimizers of the same names in `outeropt.optimizers`, to rounding.
 """
 
+from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from outeropt.errors import unknown_name
 from outeropt.torch.optimizer import Optimizer, Params
+from outeropt.torch.selftuning.control.metaopt import MetaOpt
+from outeropt.torch.selftuning.default import SelfTuning
+from outeropt.torch.selftuning.hypergradient import HypergradientDescent
+from outeropt.torch.selftuning.meta import MetaAdam, MetaDescent
+from outeropt.torch.selftuning.named import NAMED
+from outeropt.torch.selftuning.onepass.best_response import OnePass
 from outeropt.torch.tuning_free.prodigy import Prodigy
 
 
-__all__ = ["Optimizer", "Prodigy", "get", "names"]
+__all__ = [
+    "HypergradientDescent",
+    "MetaAdam",
+    "MetaDescent",
+    "MetaOpt",
+    "OnePass",
+    "Optimizer",
+    "Prodigy",
+    "SelfTuning",
+    "get",
+    "names",
+]
 
-_OPTIMIZERS = {"prodigy": Prodigy}
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"prodigy": Prodigy, **NAMED}
 
 
 def names() -> list[str]:
@@ -23,7 +43,7 @@ def names() -> list[str]:
     return sorted(_OPTIMIZERS)
 
 
-def get(name: str, params: Params, **settings: Any) -> Optimizer:
+def get(name: str, params: Params, **settings: Any) -> torch.optim.Optimizer:
     """An optimizer by the name that it has everywhere in this package.
 
     Args:

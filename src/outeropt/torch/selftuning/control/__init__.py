@@ -1,0 +1,1 @@
+"""The nonstochastic-control meta-optimizer: controllers, disturbances, rollouts."""

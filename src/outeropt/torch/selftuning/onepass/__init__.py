@@ -1,0 +1,1 @@
+"""Tuning in one run: hyperparameters that follow the validation loss while the parameters train."""
