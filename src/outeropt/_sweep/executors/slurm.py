@@ -88,7 +88,7 @@ class Slurm(Executor):
             for name, (sent, job) in self._under_way.items():
                 if sent.done() or name in gone:
                     del self._under_way[name]
-                    found = self._outcome(sent, job)
+                    found = self._outcome(sent, job, name in gone)
                     if found is not None:
                         return name, found
                     self._send()
@@ -147,25 +147,30 @@ class Slurm(Executor):
             partial.rename(path)
         return path
 
-    def _outcome(self, sent: Any, job: Job) -> Outcome | None:
+    def _outcome(self, sent: Any, job: Job, gone: bool) -> Outcome | None:
         """What came of a job; None if it was lost and is to be sent again."""
+        if gone and not sent.paths.result_pickle.exists():
+            return self._again(sent, job)
         try:
             found = sent.result()
         # The narrower of the two errors: the chunk itself failed, and would again.
         except self._submitit.core.utils.FailedJobError as error:
             raise OuteroptError(f"Chunk {job.id} failed as job {sent.job_id}. {_log(sent)}") from error
-        except self._submitit.core.utils.UncompletedJobError as error:
-            self._lost[job.id] = self._lost.get(job.id, 0) + 1
-            if self._lost[job.id] <= self._retries:
-                self._pending.append(job)
-                return None
-            raise OuteroptError(
-                f"Chunk {job.id} was lost {self._retries + 1} times, the last one as job {sent.job_id} "
-                f"({sent.state}). {_log(sent)}"
-            ) from error
+        except self._submitit.core.utils.UncompletedJobError:
+            return self._again(sent, job)
         if isinstance(found, OuteroptError):
             raise found
         return found
+
+    def _again(self, sent: Any, job: Job) -> None:
+        """Lets a lost chunk wait for being sent once more."""
+        self._lost[job.id] = self._lost.get(job.id, 0) + 1
+        if self._lost[job.id] > self._retries:
+            raise OuteroptError(
+                f"Chunk {job.id} was lost {self._retries + 1} times, the last one as job {sent.job_id}. "
+                f"{_log(sent)}"
+            )
+        self._pending.append(job)
 
 
 class _Performed:
