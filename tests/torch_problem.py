@@ -68,6 +68,13 @@ def in_jax(optimizer: Optimizer, num_steps: int | None = None, steps: int = STEP
 
     `num_steps` is what the optimizer is told of the length of the run.
     """
+    return (point for point, _ in evaluated_in_jax(optimizer, num_steps, steps))
+
+
+def evaluated_in_jax(
+    optimizer: Optimizer, num_steps: int | None = None, steps: int = STEPS
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `in_jax`, with the evaluation points."""
     # The decimals that were meant: 0.9, not its float32.
     exact = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf).astype(str).astype(np.float64)), optimizer)
 
@@ -88,7 +95,9 @@ def in_jax(optimizer: Optimizer, num_steps: int | None = None, steps: int = STEP
     state = exact.init(params, num_steps=num_steps)
     for number in range(steps):
         params, state = step(params, state, number)
-        yield np.concatenate([np.ravel(leaf) for leaf in params])
+        points = params, exact.eval_params(state, params)
+        point, evaluated = (np.concatenate([np.ravel(leaf) for leaf in each]) for each in points)
+        yield point, evaluated
 
 
 # What `torch.optim` calls the hyperparameters.
@@ -98,6 +107,15 @@ _WORDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "tune": lambda names: {"tune": [{"lr": "learning_rate", "beta1": "b1"}.get(n, n) for n in names]},
     "num_steps": lambda value: {},
     "d_coef": lambda value: {"estim_lr_coef": value},
+    "max_lr": lambda value: {"max_learning_rate": value},
+    "betas": lambda value: {f"b{index}": beta for index, beta in enumerate(value, 1)},
+}
+_OWN_WORDS: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {
+    ("dadapt_adamw", "betas"): lambda value: {"betas": value},
+    ("dog", "reps_rel"): lambda value: {"init_step": ("heuristic", value)},
+    ("polyak_sgd", "lr"): lambda value: {"scaling": value},
+    ("prodigy", "betas"): lambda value: {"betas": value},
+    ("schedule_free_sgd", "momentum"): lambda value: {"b1": value},
 }
 
 
@@ -105,5 +123,6 @@ def jax_optimizer(name: str, settings: dict[str, Any]) -> Optimizer:
     """The optimizer of JAX with the settings of one of PyTorch."""
     words: dict[str, Any] = {}
     for word, value in settings.items():
-        words |= _WORDS[word](value) if word in _WORDS else {word: value}
+        translated = _OWN_WORDS.get((name, word), _WORDS.get(word))
+        words |= translated(value) if translated else {word: value}
     return optimizers.get(name, **words)

@@ -19,23 +19,56 @@ from outeropt.torch.selftuning.hypergradient import HypergradientDescent
 from outeropt.torch.selftuning.meta import MetaAdam, MetaDescent
 from outeropt.torch.selftuning.named import NAMED
 from outeropt.torch.selftuning.onepass.best_response import OnePass
+from outeropt.torch.tuning_free.adagrad_norm import AdaGradNorm
+from outeropt.torch.tuning_free.cocob import COCOB
+from outeropt.torch.tuning_free.dadapt_adagrad import DAdaptAdaGrad
+from outeropt.torch.tuning_free.dadapt_adam import DAdaptAdam
+from outeropt.torch.tuning_free.dadapt_adan import DAdaptAdan
+from outeropt.torch.tuning_free.dadapt_lion import DAdaptLion
+from outeropt.torch.tuning_free.dadapt_sgd import DAdaptSGD
+from outeropt.torch.tuning_free.dog import DoG, DoWG
+from outeropt.torch.tuning_free.ldog import LDoG
+from outeropt.torch.tuning_free.mechanic import Mechanic
+from outeropt.torch.tuning_free.momo import Momo, MomoAdam
+from outeropt.torch.tuning_free.polyak_sgd import PolyakSGD
 from outeropt.torch.tuning_free.prodigy import Prodigy
+from outeropt.torch.tuning_free.prodigy_schedule_free import ProdigyScheduleFree
+from outeropt.torch.tuning_free.schedule_free import ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
+from outeropt.torch.tuning_free.table import TUNING_FREE
 
 
 __all__ = [
+    "COCOB",
+    "AdaGradNorm",
+    "DAdaptAdaGrad",
+    "DAdaptAdam",
+    "DAdaptAdan",
+    "DAdaptLion",
+    "DAdaptSGD",
+    "DoG",
+    "DoWG",
     "HypergradientDescent",
+    "LDoG",
+    "Mechanic",
     "MetaAdam",
     "MetaDescent",
     "MetaOpt",
+    "Momo",
+    "MomoAdam",
     "OnePass",
     "Optimizer",
+    "PolyakSGD",
     "Prodigy",
+    "ProdigyScheduleFree",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeRAdam",
+    "ScheduleFreeSGD",
     "SelfTuning",
     "get",
     "names",
 ]
 
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"prodigy": Prodigy, **NAMED}
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {**TUNING_FREE, **NAMED}
 
 
 def names() -> list[str]:

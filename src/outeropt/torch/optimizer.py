@@ -13,6 +13,8 @@ from outeropt.errors import OuteroptError
 
 SHARED = "shared"
 """Where in the first parameter's state lies what belongs to no parameter alone, such as an estimate."""
+TRAINING_POINT = "training_point"
+"""Where in a parameter's state lies what `train` brings back after `eval`."""
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -44,7 +46,11 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
     `torch.optim`. State of half-precision parameters is kept in float32, also when it is loaded. Numbers that
     change from step to step are tensors: `torch.compile` compiles a step once, and nothing waits for a GPU.
 
-    Subclasses are final: they give their defaults, and fill in `begin`, `begin_shared` and `move`.
+    Some methods are evaluated elsewhere than they train, at an average. `eval` moves the parameters there and
+    `train` moves them back, as for modules; for all others both do nothing.
+
+    Subclasses are final: they give their defaults, and fill in `begin`, `begin_shared` and `move`, and
+    `evaluation_point` where there is one.
 
     Args:
       params: parameters, named parameters, or groups of either, as for `torch.optim.Optimizer`.
@@ -79,6 +85,38 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
           value: the loss, if the caller gave it.
         """
 
+    def evaluation_point(self, batch: Batch) -> list[Tensor] | None:
+        """Where to evaluate instead of at `batch.params`, which may be none; None if that is no other point.
+
+        Args:
+          batch: parameters that have made a step, and no gradients.
+        """
+        del batch
+        return None
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Moves the parameters to where they are to be evaluated, until `train` is called."""
+        for group in self.param_groups:
+            own = [param for param in group["params"] if TRAINING_POINT not in self.state[param]]
+            begun = [param for param in own if _begun(self.state[param])]
+            wide = [widened(param.detach()) for param in begun]
+            points = self.evaluation_point(Batch(group, wide, [], [self.state[param] for param in begun]))
+            if points is None:
+                continue
+            for param in own:
+                self.state[param][TRAINING_POINT] = param.detach().clone()
+            if begun:
+                torch._foreach_copy_(begun, points)
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Moves the parameters back to where they train, exactly."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if TRAINING_POINT in self.state[param]:
+                    param.copy_(self.state[param].pop(TRAINING_POINT))
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, value: Any = None) -> Any:
         """One step from the gradients in `grad`.
@@ -91,8 +129,13 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
           The loss: what the closure returned, or `value`.
 
         Raises:
-          OuteroptError: the optimizer needs the loss and was not given it, or a gradient is sparse.
+          OuteroptError: the optimizer needs the loss and was not given it, a gradient is sparse, or the
+            parameters are at their evaluation point.
         """
+        if TRAINING_POINT in self.state[self.param_groups[0]["params"][0]]:
+            raise OuteroptError(
+                f"{type(self).__name__} is at its evaluation point and does not train there; call train()."
+            )
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
@@ -123,7 +166,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
                 narrow.append((own, wide))
             for param, new in zip(own, wide):
                 state = self.state[param]
-                if not state or (len(state) == 1 and SHARED in state):
+                if not _begun(state):
                     state.update(self.begin(new, group))
             grads = [widened(param.grad) for param in own]
             batches.append(Batch(group, wide, grads, [self.state[param] for param in own]))
@@ -144,6 +187,11 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
                 self.state[param] = moved(state_dict["state"][number], param.device)
 
 
+def _begun(state: dict[str, Any]) -> bool:
+    """Whether the state is that of a parameter which has made a step."""
+    return len(state) > (SHARED in state)
+
+
 def widened(tensor: Tensor) -> Tensor:
     """The tensor as float32 if it is narrower: narrow types hold no small differences."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
@@ -156,18 +204,40 @@ def moved(entry: Any, device: torch.device) -> Any:
     return entry.detach().clone().to(device) if isinstance(entry, Tensor) else deepcopy(entry)
 
 
-_ABOVE_ZERO = {"d0", "growth_rate", "eps"}
+def loss_of(name: str, value: Any, like: Tensor) -> Tensor:
+    """The loss as a number of the type and device of `like`.
+
+    Args:
+      name: of the optimizer.
+      value: what the caller gave; None for nothing.
+      like: gives type and device.
+
+    Raises:
+      OuteroptError: no loss was given.
+    """
+    if value is None:
+        raise OuteroptError(f"{name} needs the loss; call step(closure) or step(value=loss).")
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).detach()
+
+
+_AT_LEAST_ZERO = (
+    *("lr", "weight_decay", "eps", "s_decay", "alpha", "warmup_steps", "initial_accumulator_value"),
+    *("max_lr", "d_coef"),
+)
+_ABOVE_ZERO = ("d0", "growth_rate", "reps_rel", "s_init", "num_betas")
+_DECAYS = ("momentum", "beta")
 
 
 def check(name: str, group: dict[str, Any]) -> None:
     """Raises `OuteroptError` for a learning rate, decay or momentum outside its range."""
-    for setting in ("lr", "weight_decay"):
+    for setting in _AT_LEAST_ZERO:
         found = group.get(setting, 0.0)
         if not isinstance(found, Tensor) and not found >= 0.0:
             raise OuteroptError(f"{name}: {setting} = {found} is not allowed; give 0 or more.")
-    for index, beta in enumerate(group.get("betas", ())):
+    decays = {f"betas[{index}]": beta for index, beta in enumerate(group.get("betas", ()))}
+    for setting, beta in {**decays, **{key: group[key] for key in _DECAYS if key in group}}.items():
         if not 0.0 <= beta < 1.0:
-            raise OuteroptError(f"{name}: betas[{index}] = {beta} is not allowed; give at least 0, below 1.")
-    for setting in _ABOVE_ZERO & group.keys():
-        if not group[setting] > 0.0:
+            raise OuteroptError(f"{name}: {setting} = {beta} is not allowed; give at least 0, below 1.")
+    for setting in _ABOVE_ZERO:
+        if setting in group and not group[setting] > 0.0:
             raise OuteroptError(f"{name}: {setting} = {group[setting]} is not allowed; give more than 0.")

@@ -97,6 +97,16 @@ class Wrapping(torch.optim.Optimizer, abc.ABC):
             self.move(params, shared, value, **functions)
         return value
 
+    def eval(self) -> None:
+        """Moves the parameters to where the inner optimizer is to be evaluated, until `train` is called."""
+        if isinstance(self.base, Optimizer | Wrapping):
+            self.base.eval()
+
+    def train(self) -> None:
+        """Moves the parameters back to where they train, exactly."""
+        if isinstance(self.base, Optimizer | Wrapping):
+            self.base.train()
+
     def play(self, tuned: Sequence[dict[str, Any]] = ()) -> None:
         """A step of the inner optimizer.
 

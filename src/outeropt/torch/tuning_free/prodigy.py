@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outeropt.torch.arithmetic import Tensors, absolute_sum, inner, quotient, total
+from outeropt.torch.arithmetic import Tensors, absolute_sum, blocks, decayed, inner, quotient, total
 from outeropt.torch.optimizer import Batch, Optimizer, Params
 
 
@@ -88,52 +88,57 @@ class Prodigy(Optimizer):
 
     def move(self, batches: list[Batch], shared: dict[str, Tensor], value: Tensor | None) -> None:
         d, d0, count = shared["d"].clone(), self.defaults["d0"], shared["count"].add_(1)
-        parts = []
+        gains, sizes, steps = [], [], []
         for batch in batches:
             group = batch.group
-            b1, b2 = group["betas"]
+            (b1, b2), decay = group["betas"], 0.0 if group["decouple"] else group["weight_decay"]
             long = math.sqrt(b2) if group["beta3"] is None else group["beta3"]
             step = d * group["lr"]
             if group["bias_correction"]:
                 step = step * torch.sqrt(1.0 - b2**count) / (1.0 - b1**count)
-            grads = batch.grads
-            if group["weight_decay"] and not group["decouple"]:
-                grads = torch._foreach_add(grads, batch.params, alpha=group["weight_decay"])
+            steps.append(step)
 
             # The estimate is a ratio: dividing both by d0 keeps them in range.
-            some, sums = sliced(grads, group["slice_p"]), batch.state("grad_sum")
-            way = torch._foreach_sub(batch.state("start"), sliced(batch.params, group["slice_p"]))
-            added = d / d0 * step * inner(some, way)
-            torch._foreach_mul_(sums, long)
-            length = d / d0 * (d if group["safeguard_warmup"] else step)
-            torch._foreach_add_(sums, torch._foreach_mul(some, length))
+            gain, length = d / d0 * step, d / d0 * (d if group["safeguard_warmup"] else step)
+            some = (sliced(values, group["slice_p"]) for values in (batch.grads, batch.params))
+            for grads, params, start, sums in blocks(*some, batch.state("start"), batch.state("grad_sum")):
+                grads = decayed(grads, params, decay)
+                gains.append(gain * inner(grads, torch._foreach_sub(start, params)))
+                torch._foreach_mul_(sums, long)
+                torch._foreach_add_(sums, torch._foreach_mul(grads, length))
+                sizes.append(absolute_sum(sums))
 
-            means, squares = batch.state("exp_avg"), batch.state("exp_avg_sq")
-            scaled = torch._foreach_mul(grads, d)
-            torch._foreach_lerp_(means, scaled, 1.0 - b1)
-            torch._foreach_mul_(squares, b2)
-            torch._foreach_addcmul_(squares, scaled, scaled, value=1.0 - b2)
-            parts.append((long, added, absolute_sum(sums), step))
+            for grads, params, means, squares in blocks(
+                batch.grads, batch.params, batch.state("exp_avg"), batch.state("exp_avg_sq")
+            ):
+                scaled = torch._foreach_mul(decayed(grads, params, decay), d)
+                torch._foreach_lerp_(means, scaled, 1.0 - b1)
+                torch._foreach_mul_(squares, b2)
+                torch._foreach_addcmul_(squares, scaled, scaled, value=1.0 - b2)
 
         # One distance for all groups, which share the decay of the first.
-        shared["numerator"].mul_(parts[0][0]).add_(total(added for _, added, _, _ in parts))
-        size = total(size for _, _, size, _ in parts)
-        candidate = self.defaults["d_coef"] * quotient(shared["numerator"], size)
+        first = batches[0].group
+        long = math.sqrt(first["betas"][1]) if first["beta3"] is None else first["beta3"]
+        shared["numerator"].mul_(long).add_(total(gains))
+        candidate = self.defaults["d_coef"] * quotient(shared["numerator"], total(sizes))
         grown = torch.where(d <= d0, torch.maximum(d, candidate), d)
         shared["d_max"].copy_(torch.maximum(shared["d_max"], candidate))
         estimate = torch.minimum(shared["d_max"], grown * self.defaults["growth_rate"])
         shared["d"].copy_(estimate)
 
-        for batch, (_, _, _, step) in zip(batches, parts):
+        for batch, step in zip(batches, steps):
             group = batch.group
-            if group["weight_decay"] and group["decouple"]:
-                torch._foreach_mul_(batch.params, 1.0 - group["weight_decay"] * step)
             # Without momentum the gradient itself is the direction, and is scaled by the new estimate.
             ahead = step * estimate / d if group["betas"][0] == 0.0 else step
-            roots = torch._foreach_sqrt(batch.state("exp_avg_sq"))
-            torch._foreach_add_(roots, estimate * group["eps"])
-            torch._foreach_div_(roots, -ahead)
-            torch._foreach_addcdiv_(batch.params, batch.state("exp_avg"), roots)
+            for params, means, squares in blocks(
+                batch.params, batch.state("exp_avg"), batch.state("exp_avg_sq")
+            ):
+                if group["weight_decay"] and group["decouple"]:
+                    torch._foreach_mul_(params, 1.0 - group["weight_decay"] * step)
+                roots = torch._foreach_sqrt(squares)
+                torch._foreach_add_(roots, estimate * group["eps"])
+                torch._foreach_div_(roots, -ahead)
+                torch._foreach_addcdiv_(params, means, roots)
 
 
 def sliced(values: Tensors, slice_p: int) -> Tensors:
