@@ -78,6 +78,22 @@ COLLECTIONS = {
             episodes=3,
             note="self-tuning and tuning-free optimizers as they are, and others at nine learning rates",
         ),
+        Collection(
+            "tuned-adam",
+            ("adam-lr", "adamw-lr", "nadamw_cosine-lr"),
+            seeds=5,
+            steps=1000,
+            episodes=1,
+            note="Adam, AdamW, and NAdamW on a cosine, at nine learning rates each",
+        ),
+        Collection(
+            "tuning-free",
+            tuple(f"{name}-default" for name in ("self_tuning", *_TUNING_FREE)),
+            seeds=5,
+            steps=1000,
+            episodes=1,
+            note="optimizers that need no tuning, as they are",
+        ),
     )
 }
 

@@ -14,7 +14,7 @@ from outeropt.errors import ConfigError
 class Config:
     """Give the sweeps of a store again that are not finished, as they were given; only what is missing runs.
 
-    --ray.* and --slurm.* are options of the place, as in outeropt sweep.
+    Another place to run has options of its own: --ray.* and --slurm.*, as in outeropt sweep.
     """
 
     DOTTED: ClassVar[dict[str, str]] = {"ray": "ray", "slurm": "slurm"}

@@ -16,8 +16,8 @@ class Config:
 
     Give --set NAME, or --optimizer with --grid or --sample. Other hyperparameters are set by --optimizer.NAME
     VALUE; -c data.yaml algorithm.yaml fills any option, from pieces that must not contradict each other.
-    --ray.cores, --ray.gpus, --ray.memory and --ray.retries say what a chunk of work gets on Ray; these with
-    --slurm, minutes, parallel and whatever else sbatch takes (--slurm.partition) what it gets on SLURM.
+    What a chunk of work gets is said by --ray.cores, --ray.gpus, --ray.memory and --ray.retries; on SLURM by
+    the same with --slurm, by --slurm.minutes and --slurm.parallel, and whatever else sbatch takes.
     """
 
     DOTTED: ClassVar[dict[str, str]] = {"optimizer": "hyperparameters", "ray": "ray", "slurm": "slurm"}
