@@ -84,8 +84,8 @@ def grid(optimizer: Optimizer, values: Mapping[str, Values] | None = None, /, **
       ConfigError: an empty list, or a count for a hyperparameter without a space.
     """
     lists = {name: _values(optimizer, name, value) for name, value in {**(values or {}), **keywords}.items()}
-    combinations = itertools.product(*lists.values())
-    return stack([optimizer.replace(dict(zip(lists, combination))) for combination in combinations])
+    combinations = list(itertools.product(*lists.values()))
+    return _varied(optimizer, dict(zip(lists, zip(*combinations))), len(combinations))
 
 
 def _values(optimizer: Optimizer, name: str, value: Values) -> tuple[float, ...]:
@@ -124,7 +124,14 @@ def sample(
         raise ConfigError(f"No space to draw {', '.join(missing) or 'anything'} from; give values by `grid`.")
     keys = jax.random.split(key, len(full))
     draws = {name: np.asarray(spaces[name].sample(k, count)) for name, k in zip(full, keys)}
-    return stack([optimizer.replace({name: draw[i] for name, draw in draws.items()}) for i in range(count)])
+    return _varied(optimizer, draws, count)
+
+
+def _varied(optimizer: Optimizer, columns: Mapping[str, Any], count: int) -> Settings:
+    """Settings that differ in some leaves; ten thousand of them are never ten thousand optimizers."""
+    arrays, static = eqx.partition(optimizer, eqx.is_array)
+    alike = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), arrays)
+    return Settings(eqx.combine(alike, static).replace(columns), count)
 
 
 def groups(
