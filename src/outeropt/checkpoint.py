@@ -46,6 +46,15 @@ def save(path: str | Path, tree: PyTree, metadata: Mapping[str, Any] | None = No
     Raises:
       OuteroptError: the file cannot be written (a full disk, no access), an array holds no numbers, or
         `metadata` is not JSON.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from outeropt import checkpoint
+      >>> checkpoint.save("run/state.safetensors", {"w": jnp.arange(3), "step": jnp.int32(7)})
+      >>> like = {"w": jnp.zeros(3, jnp.int32), "step": jnp.int32(0)}
+      >>> found = checkpoint.load("run/state.safetensors", like)
+      >>> found["w"].tolist(), int(found["step"])
+      ([0, 1, 2], 7)
     """
     path = Path(path)
     tensors: dict[str, np.ndarray] = {}

@@ -23,6 +23,15 @@ class Optimizer(eqx.Module):
 
     `vmap` over the leaves sweeps it, `grad` with respect to them gives hypergradients, and `tree` functions
     save and shard it. Subclasses are final: they add fields and fill in `init` and `update`.
+
+    Examples:
+      >>> from outeropt import optimizers
+      >>> adam = optimizers.get("adam")
+      >>> sorted(adam.hyperparameters)
+      ['b1', 'b2', 'eps', 'eps_root', 'learning_rate']
+      >>> faster = adam.replace({"learning_rate": 0.25})
+      >>> float(faster.hyperparameters["learning_rate"]), float(adam.hyperparameters["b1"]) > 0.8
+      (0.25, True)
     """
 
     @abc.abstractmethod

@@ -51,6 +51,18 @@ class Space:
 
     Raises:
       ConfigError: the range is empty, does not suit its scale, or reaches beyond `allowed`.
+
+    Examples:
+      >>> from outeropt import Space
+      >>> rate = Space.log(1e-4, 1e-1, allowed=(0.0, 1.0))
+      >>> [round(value, 6) for value in rate.grid(4)]
+      [0.0001, 0.001, 0.01, 0.1]
+      >>> rate.contains(0.5), rate.contains(2.0)
+      (True, False)
+      >>> print(Space.logit(0.5, 0.999))
+      0.5 to 0.999 (logit)
+      >>> print(Space.choice(16, 32))
+      one of 16, 32
     """
 
     low: float

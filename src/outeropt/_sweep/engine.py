@@ -65,6 +65,16 @@ def sweep(
     Raises:
       ConfigError: an argument that cannot be used.
       StoreError: the store cannot be read or written.
+
+    Examples:
+      >>> import outeropt
+      >>> task, sgd = outeropt.tasks.get("Quadratic_10"), outeropt.optimizers.get("sgd")
+      >>> settings = outeropt.grid(sgd, learning_rate=[1e-3, 1e-2])
+      >>> archive = outeropt.sweep(task, settings, seeds=2, steps=20, eval_every=10)
+      >>> archive.curves["valid/loss"].shape  # settings, seeds, evaluations
+      (2, 2, 3)
+      >>> archive.settings[archive.best("valid/loss")]
+      {'learning_rate': 0.01}
     """
     if executor is not None and (keep is not None or devices is not None):
         raise ConfigError("keep and devices are of this process; an executor has its own. Leave one out.")

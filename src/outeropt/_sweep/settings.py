@@ -82,6 +82,15 @@ def grid(optimizer: Optimizer, values: Mapping[str, Values] | None = None, /, **
       UnknownName: no such hyperparameter.
       OutOfSpace: a value outside its space.
       ConfigError: an empty list, or a count for a hyperparameter without a space.
+
+    Examples:
+      >>> import outeropt
+      >>> momentum = outeropt.optimizers.get("momentum")
+      >>> settings = outeropt.grid(momentum, learning_rate=[0.01, 0.1], momentum=[0.9])
+      >>> settings.describe()
+      ({'learning_rate': 0.01, 'momentum': 0.9}, {'learning_rate': 0.1, 'momentum': 0.9})
+      >>> type(settings[1]) is type(momentum)
+      True
     """
     lists = {name: _values(optimizer, name, value) for name, value in {**(values or {}), **keywords}.items()}
     combinations = list(itertools.product(*lists.values()))
@@ -114,6 +123,13 @@ def sample(
     Raises:
       UnknownName: no such hyperparameter.
       ConfigError: a count below 1, no names, or a hyperparameter without a space.
+
+    Examples:
+      >>> import jax, outeropt
+      >>> lion = outeropt.optimizers.get("lion")
+      >>> settings = outeropt.sample(lion, 3, jax.random.key(0), ["learning_rate"])
+      >>> len(settings), all(1e-7 <= setting["learning_rate"] <= 10 for setting in settings.describe())
+      (3, True)
     """
     if count < 1:
         raise ConfigError(f"A sample of {count} settings is empty; draw at least 1.")

@@ -208,15 +208,12 @@ def submission(
       UnknownName: there is no optimizer of this name.
       ConfigError: `length` is not above 0.
 
-    Example:
-      A file for the harness:
-
-          from outeropt import algoperf
-
-          mine = algoperf.submission("cosine:nadamw")
-          get_batch_size, data_selection = mine.get_batch_size, mine.data_selection
-          init_optimizer_state, update_params = mine.init_optimizer_state, mine.update_params
-          prepare_for_eval = mine.prepare_for_eval
+    Examples:
+      >>> from outeropt import algoperf
+      >>> mine = algoperf.submission("cosine:nadamw")  # a file for the harness, from here on
+      >>> get_batch_size, data_selection = mine.get_batch_size, mine.data_selection
+      >>> init_optimizer_state, update_params = mine.init_optimizer_state, mine.update_params
+      >>> prepare_for_eval = mine.prepare_for_eval
     """
     if not length > 0:
         raise ConfigError(f"A length of {length:g} runs no step; give one above 0.")

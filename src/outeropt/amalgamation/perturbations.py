@@ -37,6 +37,7 @@ class Perturbation(eqx.Module):
 
     @property
     def attacks(self) -> int:
+        """How often `climb` is called before a step on the student."""
         return 0
 
     def start(self, student: Optimizer, key: PRNGKeyArray) -> PyTree:

@@ -258,6 +258,12 @@ def get(name: str) -> HyperparameterSet:
       UnknownName: no such set or weights, or one of learned_optimization's that is not offered, and why.
       ConfigError: a file that does not describe a set.
       OuteroptError: weights that cannot be read.
+
+    Examples:
+      >>> from outeropt.bench import sets
+      >>> lion = sets.get("lion-lr")
+      >>> lion.optimizer, lion.seeds, len(lion.settings())
+      ('lion', 3, 9)
     """
     if name in _published():
         return _published()[name]

@@ -33,6 +33,12 @@ def interquartile_mean(
     Args:
       values: at least one value along the last axis.
       weights: positive weight of each value; equal if None.
+
+    Examples:
+      >>> import numpy as np
+      >>> from outeropt.bench.statistics import interquartile_mean
+      >>> float(interquartile_mean(np.array([1.0, 2.0, 3.0, 100.0])))
+      2.5
     """
     values = np.asarray(values, np.float64)
     weights = np.ones(values.shape[-1]) if weights is None else np.asarray(weights, np.float64)

@@ -38,6 +38,13 @@ def from_arrays(
     Raises:
       OuteroptError: no arrays or no rows, unequal lengths, object or text arrays, integers beyond 32 bits,
         splits of different structure, shape or type, or a batch size below 1.
+
+    Examples:
+      >>> import numpy as np
+      >>> from outeropt import data
+      >>> rows = data.from_arrays({"x": np.ones((100, 4), np.float32), "y": np.arange(100)})
+      >>> {split: len(rows.splits[split]["y"]) for split in ("train", "valid", "test")}
+      {'train': 80, 'valid': 10, 'test': 10}
     """
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise OuteroptError(f"batch_size = {batch_size!r} is not a number of rows; give an integer from 1.")

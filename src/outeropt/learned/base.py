@@ -92,6 +92,14 @@ class LearnedOptimizer(Optimizer):
 
         Raises:
           OuteroptError: the file cannot be written.
+
+        Examples:
+          >>> import jax
+          >>> from outeropt import learned
+          >>> mine = learned.AdafacMLP(key=jax.random.key(0), hidden_size=8)
+          >>> mine.save("mine.safetensors", {"why": "an example"})
+          >>> learned.load("mine.safetensors").settings["hidden_size"], learned.about("mine.safetensors")
+          (8, {'why': 'an example'})
         """
         description = {"architecture": type(self).__name__, "settings": self.settings, "about": about or {}}
         checkpoint.save(path, self, description)

@@ -49,6 +49,12 @@ def load(name: str | Path) -> LearnedOptimizer:
     Raises:
       UnknownName: neither a name nor a file.
       OuteroptError: the file is damaged, or is no learned optimizer. Nothing in it is ever executed.
+
+    Examples:
+      >>> from outeropt import learned
+      >>> small = learned.load("small_fc")
+      >>> type(small).__name__, small.settings["schedule"]
+      ('AdafacMLP', 'linear')
     """
     if str(name) in names():
         with resources.as_file(_shipped() / f"{name}.safetensors") as path:

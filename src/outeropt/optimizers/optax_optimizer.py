@@ -160,8 +160,12 @@ def from_optax(factory: Callable[..., Any], /, **hyperparameters: Any) -> OptaxO
       UnknownName: the factory has no such argument.
       OuteroptError: an argument is missing, or is neither numeric nor hashable.
 
-    Example:
-      `from_optax(optax.adamw, learning_rate=1e-3, weight_decay=0.0)`
+    Examples:
+      >>> import optax
+      >>> from outeropt import optimizers
+      >>> adamw = optimizers.from_optax(optax.adamw, learning_rate=0.5, weight_decay=0.0)
+      >>> sorted(adamw.hyperparameters)
+      ['b1', 'b2', 'eps', 'eps_root', 'learning_rate', 'weight_decay']
     """
     return build(factory, hyperparameters, {}, (), getattr(factory, "__name__", "this optimizer"))
 

@@ -70,6 +70,13 @@ def names(pattern: str | None = None, tuning_free: bool | None = None) -> list[s
       pattern: keep names that match, with `*` and `?` as in file names.
       tuning_free: keep only optimizers that are (True) or are not (False) meant to work at their defaults
         anywhere.
+
+    Examples:
+      >>> from outeropt import optimizers
+      >>> optimizers.names("*lion*")
+      ['dadapt_lion', 'lion']
+      >>> "prodigy" in optimizers.names(tuning_free=True)
+      True
     """
     sourced = {f"{word}:{rest}" for word, source in sources().items() for rest in source.names()}
     found = sorted({*TABLE, *aliases(), *sourced})
@@ -105,8 +112,11 @@ def get(name: str, **hyperparameters: Any) -> Optimizer:
       OutOfSpace: a value lies outside its space.
       ConfigError: hyperparameters for an optimizer of a source, such as `"learned:small_fc"`.
 
-    Example:
-      `get("cosine:adamw", learning_rate=3e-3, warmup_fraction=0.1)`
+    Examples:
+      >>> from outeropt import optimizers
+      >>> adamw = optimizers.get("cosine:adamw", learning_rate=0.5, warmup_fraction=0.25)
+      >>> float(adamw.hyperparameters["schedule.warmup_fraction"])
+      0.25
     """
     if ":" in name:
         return _wrapped(name, hyperparameters)

@@ -74,6 +74,12 @@ class Cosine(Schedule):
       end_fraction: last value as a fraction of the peak, in [0, 1].
       warmup_fraction: part of the run spent warming up from 0, in [0, 1].
       constant_fraction: part of the run after which the decay starts, warm-up included, in [0, 1].
+
+    Examples:
+      >>> from outeropt.optimizers import Cosine
+      >>> schedule = Cosine(peak=2.0, warmup_fraction=0.5)
+      >>> [round(float(schedule(step, 100)), 3) for step in (0, 25, 50, 75, 100)]
+      [0.0, 1.0, 2.0, 1.0, 0.0]
     """
 
     needs_num_steps: ClassVar[bool] = True
@@ -219,6 +225,12 @@ class PiecewiseLinear(Schedule):
 
     Raises:
       OuteroptError: the lengths do not fit, or the times do not increase.
+
+    Examples:
+      >>> from outeropt.optimizers import PiecewiseLinear
+      >>> schedule = PiecewiseLinear(times=[0.0, 10.0, 20.0], values=[0.0, 1.0, 0.5])
+      >>> [float(schedule(step)) for step in (5, 10, 15, 100)]
+      [0.5, 1.0, 0.75, 0.5]
     """
 
     times: Float[Array, " n"]

@@ -24,6 +24,12 @@ def from_text(text: str) -> Optimizer:
       OutOfSpace: a value lies outside its space.
       ConfigError: the text cannot be read: a part without `=`, a hyperparameter given twice, or a word where
         a number belongs.
+
+    Examples:
+      >>> from outeropt import optimizers
+      >>> clipped = optimizers.from_text("clip:adam, max_value=0.5")
+      >>> float(clipped.hyperparameters["max_value"])
+      0.5
     """
     name, *parts = (part.strip() for part in text.split(","))
     defaults = settings(name)

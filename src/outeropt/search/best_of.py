@@ -48,6 +48,11 @@ def expected_best_of_k(
 
     Raises:
       ConfigError: no score is finite, or a k is not from 1 to n.
+
+    Examples:
+      >>> from outeropt.search import expected_best_of_k
+      >>> expected_best_of_k([3.0, 1.0, 2.0], [1, 2, 3]).estimate.round(3).tolist()
+      [2.0, 1.333, 1.0]
     """
     given = np.asarray(scores, np.float64).ravel()
     finite = np.isfinite(given)

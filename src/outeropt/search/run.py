@@ -94,6 +94,14 @@ def search(
       UnknownName: no such method or leaf.
       ConfigError: an argument that cannot be used, a leaf without a space, or a package that is missing.
       StoreError: the store cannot be read or written.
+
+    Examples:
+      >>> from outeropt import optimizers, tasks
+      >>> from outeropt.search import search
+      >>> task, sgd = tasks.get("Quadratic_10"), optimizers.get("sgd")
+      >>> found = search(task, sgd, trials=4, parallel=4, steps=20, tune=["learning_rate"])
+      >>> len(found.trials), found.score == min(trial.score for trial in found.trials)
+      (4, True)
     """
     chosen, problem = planned(
         task,

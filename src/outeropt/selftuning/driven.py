@@ -79,8 +79,12 @@ class DrivenHyperparameters(Wrapper):
       UnknownName: the inner optimizer has no such leaf.
       OuteroptError: a leaf has no such coordinates, or there are more or fewer controllers than leaves.
 
-    Example:
-      `DrivenHyperparameters(optimizers.get("adam"), controller=LinearController.zeros(memory=4))`
+    Examples:
+      >>> from outeropt import optimizers
+      >>> from outeropt.selftuning import DrivenHyperparameters, LinearController
+      >>> opt = DrivenHyperparameters(optimizers.get("adam"), controller=LinearController.zeros(memory=4))
+      >>> opt.tuned
+      ('learning_rate',)
     """
 
     inner: Optimizer

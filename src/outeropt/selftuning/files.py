@@ -36,7 +36,13 @@ def learned(before: Optimizer, after: Optimizer) -> dict[str, np.ndarray]:
 
 
 def tunes_itself(optimizer: Optimizer) -> bool:
-    """Whether a run can teach it anything."""
+    """Whether a run can teach it anything.
+
+    Examples:
+      >>> from outeropt import optimizers, selftuning
+      >>> selftuning.tunes_itself(optimizers.get("adam")), selftuning.tunes_itself(selftuning.default())
+      (False, True)
+    """
     nodes = jax.tree.leaves(optimizer, is_leaf=lambda node: hasattr(node, "freeze"))
     return any(hasattr(node, "freeze") for node in nodes)
 
@@ -58,6 +64,17 @@ def save(
     Raises:
       ConfigError: nothing was learned.
       OuteroptError: the file cannot be written.
+
+    Examples:
+      >>> import jax, outeropt
+      >>> from outeropt import optimizers, selftuning, tasks
+      >>> metaopt, key = optimizers.get("metaopt"), jax.random.key(0)
+      >>> run = outeropt.train(tasks.get("Quadratic_10"), metaopt, steps=20, eval_every=20, key=key)
+      >>> selftuning.save("runs/a", metaopt, metaopt.after(run.state.opt)).name
+      'controller.safetensors'
+      >>> frozen = selftuning.freeze(selftuning.load("runs/a", metaopt))
+      >>> frozen.frozen
+      True
     """
     arrays = learned(before, after)
     if not arrays:

@@ -73,8 +73,12 @@ class HypergradientDescent(Wrapper):
       UnknownName: the inner optimizer has no such leaf.
       OuteroptError: a leaf has no such coordinates, or a setting is not one of those above.
 
-    Example:
-      `HypergradientDescent(optimizers.get("adam"), optimizers.get("sgd", learning_rate=0.02))`
+    Examples:
+      >>> from outeropt import optimizers
+      >>> from outeropt.selftuning import HypergradientDescent
+      >>> opt = HypergradientDescent(optimizers.get("adam"), optimizers.get("sgd", learning_rate=0.25))
+      >>> float(opt.hyperparameters["meta.learning_rate"])
+      0.25
     """
 
     inner: Optimizer
@@ -206,8 +210,12 @@ def tower(
     Raises:
       OuteroptError: there is no level.
 
-    Example:
-      `tower(optimizers.get("adam"), optimizers.get("sgd"), optimizers.get("sgd"))`
+    Examples:
+      >>> from outeropt import optimizers
+      >>> from outeropt.selftuning import tower
+      >>> two = tower(optimizers.get("adam"), optimizers.get("sgd"), optimizers.get("sgd"))
+      >>> type(two.meta).__name__
+      'HypergradientDescent'
     """
     if not levels:
         raise OuteroptError("A tower needs at least one optimizer.")

@@ -33,6 +33,16 @@ class Archive:
         the bytes of optimizer state for each byte of parameters.
       ids: content hashes of the trials, strings of shape (settings, seeds), `""` for a trial that is missing
         (its curves are NaN); None where trials have no hash, as in archives of other programs.
+
+    Examples:
+      >>> import outeropt
+      >>> task, sgd = outeropt.tasks.get("Quadratic_10"), outeropt.optimizers.get("sgd")
+      >>> settings = outeropt.grid(sgd, learning_rate=[1e-3, 1e-2])
+      >>> archive = outeropt.sweep(task, settings, seeds=2, steps=20, eval_every=10)
+      >>> archive.final("test/loss").shape  # settings, seeds
+      (2, 2)
+      >>> archive.best("valid/loss"), archive.diverged_at.tolist()
+      (1, [[-1, -1], [-1, -1]])
     """
 
     task: str

@@ -61,6 +61,15 @@ class Store:
 
     Raises:
       StoreError: the file cannot be opened, or is no store.
+
+    Examples:
+      >>> import outeropt
+      >>> task, sgd = outeropt.tasks.get("Quadratic_10"), outeropt.optimizers.get("sgd")
+      >>> with outeropt.Store("runs.db") as store:
+      ...     archive = outeropt.sweep(task, sgd, seeds=2, steps=20, store=store, set="mine")
+      >>> with outeropt.Store("runs.db", "read") as store:
+      ...     [(found.task, found.set, found.seeds) for found in store.archives()]
+      [('Quadratic_10', 'mine', (0, 1))]
     """
 
     def __init__(self, path: str | Path, mode: connection.Mode = "write"):

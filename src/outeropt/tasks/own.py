@@ -66,6 +66,20 @@ def from_functions(
     Raises:
       ConfigError: the loss takes another number of arguments, or a split has another name.
       OuteroptError: the data are no such rows.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from outeropt import tasks
+      >>> task = tasks.from_functions(
+      ...     init=lambda key: {"w": jnp.zeros(3)},
+      ...     loss=lambda params, batch: jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2),
+      ...     data={"x": jnp.ones((64, 3)), "y": jnp.ones(64)},
+      ...     batch_size=8,
+      ... )
+      >>> params, state = task.init(jax.random.key(0))
+      >>> loss, _ = task.loss(params, state, task.batch("train", jax.random.key(1)), None)
+      >>> float(loss)
+      1.0
     """
     given = batches(data, batch_size)
     return OwnTask(name, given, _Start(init), _Loss(loss, _arguments(loss, given is not None)))

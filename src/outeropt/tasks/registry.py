@@ -90,6 +90,11 @@ def names(pattern: str | None = None) -> list[str]:
 
     Args:
       pattern: keep the names that match it, with `*`, `?` and `[...]` as in a shell; None for all.
+
+    Examples:
+      >>> from outeropt import tasks
+      >>> tasks.names("ImageMLPAE_Digits_*x32_bs128")
+      ['ImageMLPAE_Digits_32x8x32_bs128']
     """
     return [name for name in _tasks() if pattern is None or fnmatch.fnmatchcase(name, pattern)]
 
@@ -136,6 +141,13 @@ def get(name: str) -> Task:
         have a fixed one, or one without rows to train on its validation rows or to be evaluated on all.
       MissingData: the task's data are not on this machine and could not be fetched.
       OuteroptError: the file is missing, raises, lacks the attribute, or gives something that is no task.
+
+    Examples:
+      >>> import jax
+      >>> from outeropt import tasks
+      >>> task = tasks.get("ImageMLP_Digits_Relu32")
+      >>> task.batch("train", jax.random.key(0))["image"].shape
+      (128, 8, 8, 1)
     """
     path, colon, attribute = name.rpartition(":")
     if colon and path.endswith(".py"):
@@ -160,6 +172,12 @@ def describe(name: str) -> dict[str, Any]:
 
     Raises:
       As `get`.
+
+    Examples:
+      >>> from outeropt import tasks
+      >>> facts = tasks.describe("ImageMLP_Digits_Relu32")
+      >>> facts["parameters"], facts["dataset"]
+      (2410, 'digits')
     """
     registered = known(name)
     facts: dict[str, Any] = {

@@ -60,6 +60,15 @@ def train(
 
     Raises:
       ConfigError: `steps`, the cadence or a number of batches is not usable.
+
+    Examples:
+      >>> import jax, outeropt
+      >>> task, adam = outeropt.tasks.get("Quadratic_10"), outeropt.optimizers.get("adam", learning_rate=0.1)
+      >>> run = outeropt.train(task, adam, steps=20, eval_every=10, key=jax.random.key(0))
+      >>> run.steps.tolist(), sorted(run.curves)
+      ([0, 10, 20], ['inner/loss', 'test/loss', 'train/loss', 'valid/loss'])
+      >>> bool(run.curves["valid/loss"][-1] < run.curves["valid/loss"][0])
+      True
     """
     eval_every = cadence(steps, eval_every, eval_batches, last_eval_batches, episodes)
     return _train(task, optimizer, key, steps, episodes, eval_every, eval_batches, last_eval_batches)

@@ -66,8 +66,14 @@ class OnePass(Tuner):
       OuteroptError: a leaf has no such coordinates, a setting is not one of those above, or (from `update`)
         the loop offers no `value_fn` or `valid_fn`.
 
-    Example:
-      `OnePass(optimizers.adamw(1e-3), tune=("learning_rate", "weight_decay"))`
+    Examples:
+      >>> import jax, outeropt
+      >>> from outeropt import optimizers, tasks
+      >>> from outeropt.selftuning import OnePass
+      >>> opt, key = OnePass(optimizers.get("sgd", learning_rate=1e-4)), jax.random.key(0)
+      >>> run = outeropt.train(tasks.get("Quadratic_10"), opt, steps=20, eval_every=20, key=key)
+      >>> bool(run.curves["optimizer/learning_rate"][-1] > 1e-4)  # it was far too small
+      True
     """
 
     base: Optimizer

@@ -47,8 +47,14 @@ class RandomStart(Wrapper):
       UnknownName: the inner optimizer has no such leaf.
       OuteroptError: nothing is drawn, or (from `init`) there is no key.
 
-    Example:
-      `RandomStart(optimizers.sgd(0.1), {"learning_rate": Space.log(1e-6, 1e-1)})`
+    Examples:
+      >>> import outeropt
+      >>> from outeropt import Space, optimizers, tasks
+      >>> from outeropt.selftuning import RandomStart
+      >>> start = RandomStart(optimizers.get("sgd"), {"learning_rate": Space.log(1e-6, 1e-2)})
+      >>> archive = outeropt.sweep(tasks.get("Quadratic_10"), start, seeds=3, steps=20, eval_every=20)
+      >>> archive.curves["optimizer/learning_rate"].shape  # one setting, three starts
+      (1, 3, 2)
     """
 
     inner: Optimizer
