@@ -1,6 +1,8 @@
 """The documentation: examples run, commands exist, links lead somewhere, no public name is missing."""
 
+import ast
 import contextlib
+import dataclasses
 import importlib.util
 import inspect
 import io
@@ -9,25 +11,18 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import pytest
+import tyro
 
 import outeropt
-from outeropt import (
-    algoperf,
-    amalgamation,
-    bench,
-    data,
-    learned,
-    metatraining,
-    optimizers,
-    search,
-    selftuning,
-    store,
-    tasks,
-)
+from outeropt import optimizers, tasks
 from outeropt.cli import running
 from outeropt.cli.config import parse
 from outeropt.cli.main import VERBS, main
@@ -39,7 +34,8 @@ REFERENCE = DOCS / "reference"
 GUIDES = [
     DOCS / f"{name}.md"
     for name in (
-        "tutorial",
+        "which-optimizer",
+        "gallery",
         "learned",
         "estimators",
         "amalgamation",
@@ -47,7 +43,12 @@ GUIDES = [
         "selftuning_hypergradient",
     )
 ]
-RUN = [ROOT / "README.md", *GUIDES, *sorted((DOCS / "howto").glob("*.md"))]
+FOLDERS = ("tutorials", "howto", "papers")
+RUN = [
+    ROOT / "README.md",
+    *GUIDES,
+    *(page for name in FOLDERS for page in sorted((DOCS / name).glob("*.md"))),
+]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 # Libraries that examples are written for and that need not be there.
 OPTIONAL = ("haiku", "torch")
@@ -163,29 +164,33 @@ def documented() -> dict[str, set[str] | None]:
     return found
 
 
-ROOMS = {
-    "outeropt": outeropt,
-    **{
-        f"outeropt.{room.__name__.split('.')[-1]}": room
-        for room in (
-            algoperf,
-            amalgamation,
-            bench,
-            data,
-            learned,
-            metatraining,
-            optimizers,
-            search,
-            selftuning,
-            store,
-            tasks,
-        )
-    },
-}
-HAS_TORCH = importlib.util.find_spec("torch") is not None
-if HAS_TORCH:
-    ROOMS["outeropt.torch"] = importlib.import_module("outeropt.torch")
+# Rooms that load a framework beside JAX, which need not be there.
+FRAMEWORKS = ("torch", "keras")
+
+
+def rooms() -> dict[str, ModuleType]:
+    """What has public names: the package, its rooms, and those for other frameworks once they have a page.
+
+    A room whose framework is not installed is left out.
+    """
+    written = [name for name in FRAMEWORKS if (REFERENCE / f"{name}.md").exists()]
+    found = {"outeropt": outeropt}
+    for name in dict.fromkeys((*outeropt._ROOMS, "store", *written)):
+        try:
+            found[f"outeropt.{name}"] = importlib.import_module(f"outeropt.{name}")
+        except ModuleNotFoundError as missing:
+            if (missing.name or "").startswith("outeropt"):
+                raise
+    return found
+
+
+ROOMS = rooms()
 PUBLIC = [(room, name) for room, module in ROOMS.items() for name in module.__all__]
+CLASSES = {
+    value.__qualname__: value
+    for room, name in PUBLIC
+    if inspect.isclass(value := getattr(ROOMS[room], name)) and value.__module__.startswith("outeropt")
+}
 
 
 @pytest.mark.parametrize(("room", "name"), PUBLIC, ids=lambda value: value)
@@ -202,9 +207,20 @@ def test_every_public_name_is_in_the_reference(room, name):
     assert inspect.getdoc(value), "a public name without a docstring"
 
 
+@pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES)
+def test_every_public_method_is_described(kind):
+    """By itself or by the class whose contract it fills in."""
+    for name in list(vars(kind)):
+        value = inspect.getattr_static(kind, name)
+        method = isinstance(value, property) or inspect.isroutine(getattr(kind, name))
+        if method and not name.startswith("_") and name not in getattr(kind, "__annotations__", ()):
+            assert inspect.getdoc(getattr(kind, name)), f"{kind.__qualname__}.{name} has no docstring"
+
+
 def test_the_reference_renders_what_exists():
     for path, members in documented().items():
-        if path.startswith("outeropt.torch") and not HAS_TORCH:
+        room = path.split(".")[1]
+        if room in FRAMEWORKS and f"outeropt.{room}" not in ROOMS:
             continue
         module, name = path, None
         if importlib.util.find_spec(path.rpartition(".")[0]) and not _is_module(path):
@@ -233,6 +249,32 @@ def test_the_command_line_reference_is_complete(verb, capsys):
     }
     cells = re.findall(r"^\| (`--.*?) \|", section, re.MULTILINE)
     assert {*re.findall(r"`(--[a-z-]+)`", " ".join(cells))} == shown - {"--help"}
+
+
+def options(kind: type) -> Iterator[tuple[type, str, bool]]:
+    """Every option that a dataclass gives the command line, and whether a line of help stands below it."""
+    for base in kind.__mro__:
+        if not (dataclasses.is_dataclass(base) and base.__module__.startswith("outeropt")):
+            continue
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        hints = typing.get_type_hints(base, include_extras=True)
+        for line, below in zip(tree.body, [*tree.body[1:], None]):
+            name = ast.unparse(line.target) if isinstance(line, ast.AnnAssign) else ""
+            if name not in {field.name for field in dataclasses.fields(base)}:
+                continue
+            if tyro.conf.Suppress not in getattr(hints[name], "__metadata__", ()):
+                yield base, name, isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if inspect.isclass(hints[name]) and dataclasses.is_dataclass(hints[name]):
+                yield from options(hints[name])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_help(verb):
+    found = list(options(importlib.import_module(f"outeropt.cli.{verb}").Config))
+    assert found
+    for kind, name, said in found:
+        assert said, f"{kind.__module__}.{kind.__qualname__}.{name} has no line of help below it"
 
 
 def test_what_readme_counts():
