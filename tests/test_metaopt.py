@@ -294,6 +294,19 @@ def test_controllers_in_files(tmp_path, name):
     np.testing.assert_array_equal(longer.curves["train/loss"], again.curves["train/loss"])
 
 
+@pytest.mark.parametrize("kind", ["per_tensor", "diagonal"])
+def test_controllers_of_parameters_by_name_come_back(tmp_path, kind):
+    optimizer = MetaOpt(controller=kind)
+    params = {"a": jnp.ones(3), "b": {"c": jnp.ones(2)}}
+    state = optimizer.init(params)
+    for _ in range(3):
+        _, state = optimizer.update(params, state, params)
+    selftuning.save(tmp_path, optimizer, optimizer.after(state))
+    back = selftuning.load(tmp_path, optimizer).init(params).coefficients
+    jax.tree.map(np.testing.assert_array_equal, back, state.coefficients)
+    assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(back))
+
+
 def test_files_that_do_not_fit_are_told(tmp_path):
     optimizer = optimizers.get("metaopt")
     with pytest.raises(ConfigError, match="learned nothing"):

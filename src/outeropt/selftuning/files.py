@@ -123,8 +123,13 @@ def load(path: str | Path, optimizer: Optimizer) -> Optimizer:
     def fill(prefix: tuple[Any, ...], node: Any) -> Any:
         if not isinstance(node, MetaOpt):
             return node
-        head = ".".join(filter(None, [tree.leaf_name(prefix), "coefficients"]))
+        above = tree.leaf_name(prefix)
+        head = ".".join(filter(None, [above, "coefficients"]))
         own = [name for name in leaves if name == head or name.startswith(f"{head}.")]
+        if not own:
+            # A dictionary's keys stand in names without the field that holds it; see `tree.leaf_name`.
+            head, known = above, optimizer.hyperparameters
+            own = [name for name in leaves if name.startswith(above) and name not in known]
         found = {name.removeprefix(head).removeprefix("."): leaves.pop(name) for name in own}
         return node.with_controller(by_name(found)) if found else node
 
