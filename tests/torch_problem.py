@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from outeropt import optimizers
+from outeropt import learned, optimizers
+from outeropt.learned import LearnedOptimizer
 from outeropt.optimizer import Optimizer
 from outeropt.torch.selftuning.wrapping import Wrapping
 
@@ -75,8 +76,14 @@ def evaluated_in_jax(
     optimizer: Optimizer, num_steps: int | None = None, steps: int = STEPS
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """As `in_jax`, with the evaluation points."""
-    # The decimals that were meant: 0.9, not its float32.
-    exact = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf).astype(str).astype(np.float64)), optimizer)
+    # The decimals that were meant: 0.9, not its float32. What was learned was meant as it is.
+    exact = (
+        optimizer
+        if isinstance(optimizer, LearnedOptimizer)
+        else jax.tree.map(
+            lambda leaf: jnp.asarray(np.asarray(leaf).astype(str).astype(np.float64)), optimizer
+        )
+    )
 
     def value_fn(params, given=(INPUTS, TARGETS)):
         first, bias, second, last = params
@@ -121,6 +128,9 @@ _OWN_WORDS: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {
 
 def jax_optimizer(name: str, settings: dict[str, Any]) -> Optimizer:
     """The optimizer of JAX with the settings of one of PyTorch."""
+    if name.startswith("learned:"):
+        plain = {word: value for word, value in settings.items() if word != "num_steps"}
+        return learned.load(name.removeprefix("learned:")).with_settings(**plain)
     words: dict[str, Any] = {}
     for word, value in settings.items():
         translated = _OWN_WORDS.get((name, word), _WORDS.get(word))

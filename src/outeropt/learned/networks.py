@@ -97,7 +97,8 @@ def _initial(key: PRNGKeyArray | None, inputs: int, outputs: int) -> tuple[Array
     bias = jnp.zeros((outputs,), jnp.float32)
     if key is None:
         return jnp.zeros((inputs, outputs), jnp.float32), bias
-    return jax.random.truncated_normal(key, -2.0, 2.0, (inputs, outputs)) / inputs**0.5, bias
+    weight = jax.random.truncated_normal(key, -2.0, 2.0, (inputs, outputs), jnp.float32)
+    return weight / inputs**0.5, bias
 
 
 @functools.partial(jit_once, static_argnums=1)

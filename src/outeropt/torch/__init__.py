@@ -2,6 +2,7 @@
 
     optimizer = outeropt.torch.Prodigy(model.parameters())
     optimizer = outeropt.torch.get("prodigy", model.parameters(), weight_decay=0.01)
+    optimizer = outeropt.torch.load("runs/my_metatraining", model.parameters(), num_steps=10_000)
 
 Updates are those of the optimizers of the same names in `outeropt.optimizers`, to rounding.
 """
@@ -12,12 +13,17 @@ from typing import Any
 import torch
 
 from outeropt.errors import unknown_name
+from outeropt.torch.learned.adafac_mlp import AdafacMLP
+from outeropt.torch.learned.mlp_nominal import MLPNominal
+from outeropt.torch.learned.named import NAMED as LEARNED
+from outeropt.torch.learned.named import load
+from outeropt.torch.learned.rnnprop import RNNProp
 from outeropt.torch.optimizer import Optimizer, Params
 from outeropt.torch.selftuning.control.metaopt import MetaOpt
 from outeropt.torch.selftuning.default import SelfTuning
 from outeropt.torch.selftuning.hypergradient import HypergradientDescent
 from outeropt.torch.selftuning.meta import MetaAdam, MetaDescent
-from outeropt.torch.selftuning.named import NAMED
+from outeropt.torch.selftuning.named import NAMED as SELF_TUNING
 from outeropt.torch.selftuning.onepass.best_response import OnePass
 from outeropt.torch.tuning_free.adagrad_norm import AdaGradNorm
 from outeropt.torch.tuning_free.cocob import COCOB
@@ -40,6 +46,7 @@ from outeropt.torch.tuning_free.table import TUNING_FREE
 __all__ = [
     "COCOB",
     "AdaGradNorm",
+    "AdafacMLP",
     "DAdaptAdaGrad",
     "DAdaptAdam",
     "DAdaptAdan",
@@ -49,6 +56,7 @@ __all__ = [
     "DoWG",
     "HypergradientDescent",
     "LDoG",
+    "MLPNominal",
     "Mechanic",
     "MetaAdam",
     "MetaDescent",
@@ -60,15 +68,17 @@ __all__ = [
     "PolyakSGD",
     "Prodigy",
     "ProdigyScheduleFree",
+    "RNNProp",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
     "SelfTuning",
     "get",
+    "load",
     "names",
 ]
 
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {**TUNING_FREE, **NAMED}
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {**TUNING_FREE, **LEARNED, **SELF_TUNING}
 
 
 def names() -> list[str]:
