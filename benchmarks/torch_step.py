@@ -27,8 +27,11 @@ import outeropt.torch
 REFERENCE = "torch AdamW (foreach)"
 # Width and number of layers, by millions of parameters.
 NETWORKS = {1: (500, 4), 10: (1000, 10), 100: (2500, 16)}
-# One-pass tuning differentiates losses, of which there are none here.
-NAMES = [name for name in outeropt.torch.names() if not name.startswith("one_pass")]
+# One-pass tuning differentiates losses, of which there are none here; what differs in weights alone counts once.
+TWINS = {name for name in outeropt.torch.names() if "amalgam" in name} - {"learned:amalgam-choice-large-7"}
+NAMES = [name for name in outeropt.torch.names() if not name.startswith("one_pass") and name not in TWINS]
+# What some must be told.
+TOLD = {name: {"num_steps": 1_000_000} for name in ("learned:small_fc", "learned:mlp_nominal")}
 
 
 def parameters(millions: int, device: str) -> list[torch.nn.Parameter]:
@@ -52,7 +55,7 @@ def contenders(only: list[str]) -> dict[str, Callable[..., torch.optim.Optimizer
         "torch AdamW (fused)": lambda params: adamw(params, lr=1e-3, fused=True),
     }
     for name in only or NAMES:
-        found[name] = lambda params, name=name: outeropt.torch.get(name, params)
+        found[name] = lambda params, name=name: outeropt.torch.get(name, params, **TOLD.get(name, {}))
     return found
 
 
