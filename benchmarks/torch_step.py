@@ -27,11 +27,13 @@ import outeropt.torch
 REFERENCE = "torch AdamW (foreach)"
 # Width and number of layers, by millions of parameters.
 NETWORKS = {1: (500, 4), 10: (1000, 10), 100: (2500, 16)}
-# One-pass tuning differentiates losses, of which there are none here; what differs in weights alone counts once.
-TWINS = {name for name in outeropt.torch.names() if "amalgam" in name} - {"learned:amalgam-choice-large-7"}
+# One-pass tuning differentiates losses, of which there are none. Optimizers of other weights cost the same.
+AMALGAM = "learned:amalgam-choice-large-7"
+TWINS = {name for name in outeropt.torch.names() if "amalgam" in name} - {AMALGAM}
 NAMES = [name for name in outeropt.torch.names() if not name.startswith("one_pass") and name not in TWINS]
-# What some must be told.
+# What some must be told; and the network itself, not the steps of SGD before it.
 TOLD = {name: {"num_steps": 1_000_000} for name in ("learned:small_fc", "learned:mlp_nominal")}
+TOLD[AMALGAM] = {"warmup_steps": 0}
 
 
 def parameters(millions: int, device: str) -> list[torch.nn.Parameter]:
