@@ -89,13 +89,14 @@ def test_rows_are_apart_and_devices_share_them(name):
     def on_devices(state, outer):
         return estimator.estimate(FRAGILE, theta, state, KEY, outer, axis="d")
 
+    state = estimator.init(FRAGILE, theta, KEY, 0)
+    specs = jax.tree.map(lambda everywhere: whole if everywhere else rows, estimator.everywhere(state))
     shared = jax.jit(
         jax.shard_map(
-            on_devices, mesh=mesh, in_specs=(rows, whole), out_specs=(whole, rows), check_vma=False
+            on_devices, mesh=mesh, in_specs=(specs, whole), out_specs=(whole, specs), check_vma=False
         ),
         compiler_options=QUICK,
     )
-    state = estimator.init(FRAGILE, theta, KEY, 0)
     # The second estimate begins with some trajectories over and some not.
     for outer in range(2):
         step = jnp.int32(outer)
@@ -195,13 +196,13 @@ def test_offsets_and_endless_trajectories():
 def test_shaping():
     differences = jnp.array([0.1, -0.4, 0.0, 3.0])
     made = {
-        name: ESTIMATORS["pes"](lengths=Constant(4), clip=clip, shaping=name).shaped(differences, None)
+        name: ESTIMATORS["pes"](lengths=Constant(4), clip=clip, shaping=name).shaped(differences)
         for name, clip in (("none", 0.3), ("sign", None), ("rank", None))
     }
     assert_close(made["none"], np.array([0.1, -0.3, 0.0, 0.3]))
     assert_close(made["sign"], np.array([1.0, -1.0, 0.0, 1.0]))
     assert_close(made["rank"], np.array([0.375, -0.625, 0.0, 0.875]))
-    assert_close(antithetic.magnitude_ranks(jnp.array([2.0, 2.0, 1.0]), None), np.array([4, 4, 1]) / 6)
+    assert_close(antithetic.magnitude_ranks(jnp.array([2.0, 2.0, 1.0])), np.array([4, 4, 1]) / 6)
 
 
 def test_narrow_meta_parameters_keep_their_type():

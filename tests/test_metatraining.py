@@ -29,7 +29,7 @@ from outeropt.metatraining import (
     lengths,
     metatrain,
 )
-from outeropt.metatraining.program import mesh_for
+from outeropt.metatraining.devices import mesh_for
 from outeropt.task import Task
 
 

@@ -65,6 +65,14 @@ class Config:
     """Outer steps between validations; 0 never validates, and the last optimizer is kept."""
     population: int = 1
     """Members of a population that tunes std and the outer learning rate as it learns; 1 is a plain run."""
+    devices: int | Literal["all"] | None = None
+    """How many devices share the particles, in all processes together. Default: as many as divide them."""
+    coordinator: str | None = None
+    """HOST:PORT of the first of several processes that learn together, to be given to each of them."""
+    processes: int | None = None
+    """How many processes learn together. Default: the tasks of a SLURM job step; 1 lets each run alone."""
+    process: int | None = None
+    """Which of them this one is, from 0; the first writes all files."""
 
 
 def run(config: Config) -> None:
@@ -72,7 +80,10 @@ def run(config: Config) -> None:
     from outeropt.cli.running import prepare
 
     prepare()
+    from outeropt.cli.joining import join
     from outeropt.cli.metatraining import metatrained
 
+    join(config.coordinator, config.processes, config.process)
     made = metatrained(config)
-    print(f"Learned optimizer: {made}   next: outeropt evaluate --weights {config.out} --tasks ...")
+    if made is not None:
+        print(f"Learned optimizer: {made}   next: outeropt evaluate --weights {config.out} --tasks ...")

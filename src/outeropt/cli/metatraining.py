@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 _PLAIN = (int, float, bool, str)
 
 
-def metatrained(config: "Config") -> Path:
+# Options of the place where a run is done, which say nothing of what was learned.
+_PLACE = {"out", "devices", "coordinator", "processes", "process"}
+
+
+def metatrained(config: "Config") -> Path | None:
     """Runs what a configuration asks for, and writes the learned optimizer.
 
     Returns:
-      The file of the learned optimizer.
+      The file of the learned optimizer; None in all processes but the first, which writes it.
 
     Raises:
       UnknownName: no such task, architecture, estimator, optimizer or setting.
@@ -37,7 +41,7 @@ def metatrained(config: "Config") -> Path:
     from outeropt.progress import Progress
 
     run = _training(config)
-    with Progress("outer steps") as progress:
+    with Progress("outer steps", quiet=not run.together.first) as progress:
         total = config.steps * config.population
         bar = progress.task(", ".join(config.tasks), total, run.resume(config.out), compiles=True)
 
@@ -45,8 +49,10 @@ def metatrained(config: "Config") -> Path:
             bar.advance(count, f"meta-loss {values['meta/loss']:.4f}")
 
         run.run(report)
+    if not run.together.first:
+        return None
     learned: Any = run.optimizer
-    about = {name: _json(value) for name, value in dataclasses.asdict(config).items() if name != "out"}
+    about = {name: _json(value) for name, value in dataclasses.asdict(config).items() if name not in _PLACE}
     about["architecture"] = type(learned).__name__
     learned.save(config.out / FILE, about)
     return config.out / FILE
@@ -80,6 +86,7 @@ def _training(config: "Config") -> "MetaTraining | PopulationTraining":
         "unit": config.unit,
         "since": config.since,
         "finish": finish,
+        "devices": _devices(config, estimator),
         "steps": config.steps,
         "key": jax.random.key(config.seed),
     }
@@ -144,6 +151,12 @@ def _lengths(estimator: str, given: dict[str, Any], multiple: int) -> "Lengths":
         f"The estimator {estimator} needs lengths of trajectories: either --estimator.length, or "
         f"--estimator.low and --estimator.high; given: {', '.join(found) or 'none'}."
     )
+
+
+def _devices(config: "Config", estimator: "Estimator") -> "list[Any] | None":
+    from outeropt.metatraining.devices import exactly
+
+    return None if config.devices is None else exactly(config.devices, estimator.particles)
 
 
 def _check(config: "Config") -> None:

@@ -15,8 +15,8 @@ SECONDS = 60.0
 _KEPT = 2
 
 
-def latest(folder: Path, identity: str, recipe: str) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint in a folder and what it says about itself; None if there is none.
+def latest(folder: Path, identity: str, recipe: str) -> tuple[str, dict[str, Any]] | None:
+    """The path of the newest checkpoint in a folder and what it says about itself; None if there is none.
 
     Args:
       folder: of the run.
@@ -35,7 +35,7 @@ def latest(folder: Path, identity: str, recipe: str) -> tuple[Path, dict[str, An
             f"{folder} holds a run of another recipe (other {recipe}, steps or seed); "
             "give another folder, or delete this one to start afresh."
         )
-    return path, about
+    return str(path), about
 
 
 def save(folder: Path, number: int, kept: PyTree, about: Mapping[str, Any]) -> None:

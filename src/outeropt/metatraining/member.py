@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from outeropt import tree
-from outeropt.metatraining.program import replicate
+from outeropt.metatraining.devices import replicate
 from outeropt.metatraining.run import MetaTraining
+from outeropt.optimizer import Optimizer
 from outeropt.task import TaskFamily
 
 
@@ -27,6 +28,11 @@ class Member(MetaTraining):
     def families(self) -> list[TaskFamily]:
         """What it learns on, with the data where the devices have them."""
         return [system.family for system in self._recipe.systems]  # pyright: ignore
+
+    @property
+    def theta(self) -> Optimizer:
+        """What is learned, as it is now."""
+        return self._state.theta
 
     @property
     def kept(self) -> PyTree:

@@ -14,13 +14,15 @@ from jaxtyping import PRNGKeyArray
 from outeropt import checkpoint, tree
 from outeropt.errors import ConfigError
 from outeropt.metatraining import checkpoints
+from outeropt.metatraining.devices import gathered
 from outeropt.metatraining.estimators import Estimator
 from outeropt.metatraining.member import Member
+from outeropt.metatraining.processes import DRIFTED
 from outeropt.metatraining.run import Report
 from outeropt.metatraining.tuned import moved, numbers, resolved
 from outeropt.metatraining.validation import Validation
 from outeropt.optimizer import Optimizer
-from outeropt.progress import Scalars, scalars
+from outeropt.progress import Scalars
 from outeropt.space import Space
 from outeropt.task import Task, TaskFamily
 
@@ -106,6 +108,7 @@ class PopulationTraining:
             for i in range(1, members)
         ]
         self.members = [first, *others]
+        self.together = first.together
         self.steps = steps
         self._identity = tree.fingerprint((first.identity, members, self._spaces, exploit, factor))
         self._points = first.scores["step"]
@@ -172,11 +175,11 @@ class PopulationTraining:
         """
         self._folder = Path(folder)
         recipe = "population, tasks, optimizer, estimator"
-        found = checkpoints.latest(self._folder, self._identity, recipe)
+        found = self.together.told(lambda: checkpoints.latest(Path(folder), self._identity, recipe))
         if found is None:
             return 0
         path, about = found
-        kept, parents, values = checkpoint.load(path, self._kept())
+        kept, parents, values = self.together.received(lambda like: checkpoint.load(path, like), self._kept())
         self._parents = np.array(parents)
         self._values = {name: np.array(values[name]) for name in self._spaces}
         for member, own, done in zip(self.members, kept, about["done"]):
@@ -197,7 +200,8 @@ class PopulationTraining:
             nonlocal saved
             if report:
                 report(count, values)
-            if self._folder and time.monotonic() - saved > checkpoints.SECONDS:
+            late = time.monotonic() - saved > checkpoints.SECONDS
+            if self._folder and self.together.told(lambda: late):
                 self._save(self._folder)
                 saved = time.monotonic()
 
@@ -205,7 +209,7 @@ class PopulationTraining:
             writers: list[Scalars | None] = [None] * len(self.members)
             if self._folder:
                 for i, member in enumerate(self.members):
-                    log = scalars(self._folder / "log" / str(i), member.logs_from)
+                    log = self.together.log(self._folder / "log" / str(i), member.logs_from)
                     writers[i] = open_logs.enter_context(log)
             for place in np.flatnonzero(self._parents[:, 0] < 0):
                 for member, writer in zip(self.members, writers):
@@ -251,7 +255,9 @@ class PopulationTraining:
 
     def _save(self, folder: Path) -> None:
         about = {"identity": self._identity, "done": [member.done for member in self.members]}
-        checkpoints.save(folder, self.done, self._kept(), about)
+        self.together.check_same([member.theta for member in self.members], DRIFTED)
+        kept = gathered(self._kept())
+        self.together.told(lambda: checkpoints.save(folder, self.done, kept, about))
 
 
 def succession(scores: np.ndarray, count: int, key: PRNGKeyArray) -> np.ndarray:

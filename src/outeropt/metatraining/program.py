@@ -7,13 +7,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from outeropt.compiling import for_loops, jit_once
 from outeropt.errors import ConfigError, OuteroptError
+from outeropt.metatraining.devices import AXIS
 from outeropt.metatraining.estimators import Estimator
 from outeropt.metatraining.system import Outcome, System
 from outeropt.optimizer import Optimizer
@@ -21,7 +21,6 @@ from outeropt.optimizer import Optimizer
 
 # Outer steps that one call can record; more are done by calling again.
 ROWS = 256
-AXIS = "particles"
 
 
 class MetaState(eqx.Module):
@@ -88,7 +87,9 @@ def begin(recipe: Recipe, theta: Optimizer, key: Key[Array, ""], steps: int, mes
     """
     shapes = eqx.filter_eval_shape(_begin, recipe, theta, key, steps)
     _check_outer(recipe.outer, shapes)
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(eqx.filter(shapes, _is_shape)))
+    shardings = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), _specs(recipe, eqx.filter(shapes, _is_shape))
+    )
     arrays, static = eqx.partition((recipe, theta), eqx.is_array)
 
     def made(arrays, key):
@@ -127,11 +128,15 @@ def _is_shape(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
-def _specs(state: MetaState) -> MetaState:
+def _specs(recipe: Recipe, state: MetaState) -> MetaState:
     """Where the leaves of a state live: particles are shared, everything else is on every device."""
+
+    def spec(everywhere):
+        return PartitionSpec() if everywhere else PartitionSpec(AXIS)
+
     everywhere = jax.tree.map(lambda _: PartitionSpec(), state)
-    shared = jax.tree.map(lambda _: PartitionSpec(AXIS), state.particles)
-    return eqx.tree_at(lambda s: s.particles, everywhere, shared)
+    particles = tuple(jax.tree.map(spec, recipe.estimator.everywhere(own)) for own in state.particles)
+    return eqx.tree_at(lambda s: s.particles, everywhere, particles)
 
 
 def outer_step(
@@ -183,19 +188,6 @@ def columns(recipe: Recipe) -> tuple[str, ...]:
     return ("meta/loss", "meta/gradient", *losses, *diagnostics)
 
 
-def mesh_for(particles: int, devices: list[Any] | None = None) -> Mesh:
-    """The most devices among which the particles can be shared equally."""
-    devices = jax.devices() if devices is None else devices
-    count = max(n for n in range(1, len(devices) + 1) if particles % n == 0)
-    return Mesh(np.asarray(devices[:count]), (AXIS,), axis_types=(AxisType.Auto,))
-
-
-def replicate(recipe: Recipe, mesh: Mesh) -> Recipe:
-    """A copy of the recipe's arrays (data, above all) on every device."""
-    arrays, static = eqx.partition(recipe, eqx.is_array)
-    return eqx.combine(jax.device_put(arrays, NamedSharding(mesh, PartitionSpec())), static)
-
-
 def advance(
     fixed: tuple[Recipe, Key[Array, ""], Int[Array, ""]], state: MetaState, mesh: Mesh, names: tuple[str, ...]
 ) -> tuple[MetaState, Float[Array, "rows columns"]]:
@@ -222,7 +214,7 @@ def _program(platform: str) -> Callable[..., Any]:
 def _advance(fixed, state: MetaState, mesh: Mesh, names: tuple[str, ...]):
     (recipe, key, count), axis = fixed, AXIS
     arrays, static = eqx.partition((recipe, state), eqx.is_array)
-    everywhere, specs = PartitionSpec(), _specs(arrays[1])
+    everywhere, specs = PartitionSpec(), _specs(recipe, arrays[1])
 
     def on_device(recipe_arrays, state_arrays, key, count):
         recipe = eqx.combine(recipe_arrays, static[0])

@@ -13,12 +13,14 @@ from jaxtyping import PRNGKeyArray
 from outeropt import checkpoint, optimizers, tree
 from outeropt.errors import ConfigError
 from outeropt.metatraining import checkpoints
+from outeropt.metatraining.devices import gathered, mesh_for, on_this, replicate
 from outeropt.metatraining.estimators import Estimator
 from outeropt.metatraining.inner_training import InnerTraining, MetaLoss, Unit
-from outeropt.metatraining.program import ROWS, Recipe, advance, begin, columns, mesh_for, replicate
+from outeropt.metatraining.processes import DRIFTED, OTHER_RECIPE, Together
+from outeropt.metatraining.program import ROWS, Recipe, advance, begin, columns
 from outeropt.metatraining.validation import Validation
 from outeropt.optimizer import Optimizer
-from outeropt.progress import Scalars, scalars
+from outeropt.progress import Scalars
 from outeropt.task import Task, TaskFamily
 from outeropt.tasks.wrappers.families import single
 
@@ -51,14 +53,19 @@ class MetaTraining:
       validation: tasks to choose the best optimizer by.
       finish: makes of the optimizer that is learned the one that is validated and used, such as the same with
         a schedule; by default it is used as it is.
-      devices: share the particles; by default as many as divide them.
+      devices: share the particles; by default as many as divide them, of each process as many.
+
+    In several processes that JAX has joined, all make the same calls with the same arguments. Only the first
+    reads and writes the folder; all have the same numbers.
 
     Raises:
-      ConfigError: no task, or less than one step.
+      ConfigError: no task, less than one step, particles that the processes cannot share equally, or another
+        recipe in another process.
 
     Attributes:
       optimizer: the best optimizer by validation so far; without validation, the last.
       done: outer steps done.
+      together: the processes that do this; the first of them writes.
     """
 
     def __init__(
@@ -95,7 +102,9 @@ class MetaTraining:
         made = (start, optimizer) if finish else start
         self._identity = tree.fingerprint((recipe, made, jax.random.key_data(key), steps, validation))
         self._names = columns(recipe)
-        self._mesh = mesh_for(estimator.particles, None if devices is None else list(devices))
+        self._mesh = mesh_for(estimator.particles, devices)
+        self.together = Together(self._mesh)
+        self.together.check_same(self._identity, OTHER_RECIPE)
         self._recipe = replicate(recipe, self._mesh)
         self._state = begin(recipe, start, key, steps, self._mesh)
         self._best = optimizer
@@ -112,8 +121,8 @@ class MetaTraining:
     @property
     def last(self) -> Optimizer:
         """The optimizer after the last outer step, as it is evaluated and used."""
-        theta = self._recipe.outer.eval_params(self._state.outer, self._state.theta)
-        return self._finish(jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), theta))
+        outer, theta = on_this((self._state.outer, self._state.theta))
+        return self._finish(self._recipe.outer.eval_params(outer, theta))
 
     @property
     def curves(self) -> dict[str, np.ndarray]:
@@ -147,11 +156,13 @@ class MetaTraining:
           ConfigError: the folder holds a run of another recipe.
         """
         self._folder = Path(folder)
-        found = checkpoints.latest(self._folder, self._identity, "tasks, optimizer, estimator")
+        recipe = "tasks, optimizer, estimator"
+        found = self.together.told(lambda: checkpoints.latest(Path(folder), self._identity, recipe))
         if found is None:
             return 0
         path, about = found
-        self._state, self._best, curves, scores = checkpoint.load(path, self._kept())
+        kept = self.together.received(lambda like: checkpoint.load(path, like), self._kept())
+        self._state, self._best, curves, scores = kept
         self._curves, self._scores = np.array(curves), np.array(scores)
         self.done = about["done"]
         return self.done
@@ -165,7 +176,7 @@ class MetaTraining:
         if self._folder is None:
             self.advance_to(self.steps, report)
             return
-        with scalars(self._folder / "log", self.logs_from) as writer:
+        with self.together.log(self._folder / "log", self.logs_from) as writer:
             self.advance_to(self.steps, report, writer)
         self._save(self._folder)
 
@@ -190,7 +201,10 @@ class MetaTraining:
             # The first call compiles, and says nothing of the rate.
             count = max(1, int(_CALL_SECONDS / (took / count))) if compiled else 2
             compiled = True
-            if self._folder and time.monotonic() - saved > checkpoints.SECONDS:
+            late = time.monotonic() - saved > checkpoints.SECONDS
+            # Clocks differ, and all processes have to do the same.
+            count, late = self.together.told(lambda: (count, late))  # noqa: B023 (called at once)
+            if self._folder and late:
                 self._save(self._folder)
                 saved = time.monotonic()
         self._validate(writer)
@@ -222,7 +236,9 @@ class MetaTraining:
         if self._scored(place):
             return
         last = self.last
-        found = self.validation.scores(last)
+        # All do it, so that none waits for long; the first one's numbers count.
+        scores = self.validation.scores(last)
+        found = self.together.told(lambda: scores)
         self._scores[place] = list(found.values())
         if found["mean"] <= np.nanmin(self._scores[:, -1]):
             self._best = last
@@ -236,7 +252,9 @@ class MetaTraining:
         return self._state, self._best, self._curves, self._scores
 
     def _save(self, folder: Path) -> None:
-        checkpoints.save(folder, self.done, self._kept(), {"identity": self._identity, "done": self.done})
+        self.together.check_same(self._state.theta, DRIFTED)
+        kept, about = gathered(self._kept()), {"identity": self._identity, "done": self.done}
+        self.together.told(lambda: checkpoints.save(folder, self.done, kept, about))
 
 
 def metatrain(

@@ -16,14 +16,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
 from outeropt.errors import ConfigError
-from outeropt.metatraining.estimators.base import (
-    NOISE,
-    Estimate,
-    Estimator,
-    report,
-    total,
-    weighted_mean,
-)
+from outeropt.metatraining.estimators.base import NOISE, Estimate, Estimator, report, weighted_sum
+from outeropt.metatraining.estimators.sharing import over_shares, shares
 from outeropt.metatraining.system import Outcome, System
 from outeropt.optimizers.schedules import number
 
@@ -78,13 +72,13 @@ class Antithetic(Estimator):
         """Differences within what `clip` allows."""
         return differences if self.clip is None else jnp.clip(differences, -self.clip, self.clip)
 
-    def shaped(self, differences: Float[Array, " rows"], axis: str | None) -> Float[Array, " rows"]:
-        """What stands for the differences: clipped, then their sign or rank. 0 stays 0."""
+    def shaped(self, differences: Float[Array, " particles"]) -> Float[Array, " particles"]:
+        """What stands for the differences of all particles: clipped, then their sign or rank. 0 stays 0."""
         differences = self.clipped(differences)
         if self.shaping == "none":
             return differences
         sign = jnp.sign(differences)
-        return sign * magnitude_ranks(jnp.abs(differences), axis) if self.shaping == "rank" else sign
+        return sign * magnitude_ranks(jnp.abs(differences)) if self.shaping == "rank" else sign
 
 
 def perturbations(keys: Key[Array, " rows"], theta: PyTree) -> PyTree:
@@ -123,18 +117,38 @@ def sides(theta: PyTree, perturbation: PyTree) -> PyTree:
 
 
 def gradient(
-    weights: Float[Array, " rows"], noise: PyTree, std: Float[Array, "*rows"], axis: str | None
+    weights: Float[Array, " particles"],
+    noise: PyTree,
+    keys: Key[Array, " particles"],
+    std: Float[Array, "*particles"],
+    theta: PyTree,
+    axis: str | None,
 ) -> PyTree:
-    """`mean_i weight_i e_i / (2 s^2)`, where `e_i = s noise_i`."""
-    return weighted_mean(0.5 * weights / std, noise, axis)
+    """`mean_i weight_i e_i / (2 s^2)` over all particles, where `e_i = s noise_i`.
+
+    Args:
+      weights: of all particles.
+      noise: of this device's.
+      keys: of all particles; they give their noise again.
+      std: one for all, or one for each of all particles.
+      theta: what noise is shaped like.
+      axis: mesh axis of the particles, if they are shared.
+    """
+    factors = 0.5 * weights / std
+    if shares(axis) == 1:
+        total = weighted_sum(factors, noise)
+    else:
+        total, _ = over_shares(
+            lambda share: (weighted_sum(share[0], perturbations(share[1], theta)), ()), (factors, keys), axis
+        )
+    return jax.tree.map(lambda leaf, like: (leaf / weights.shape[0]).astype(like.dtype), total, theta)
 
 
-def magnitude_ranks(magnitudes: Float[Array, " rows"], axis: str | None) -> Float[Array, " rows"]:
+def magnitude_ranks(magnitudes: Float[Array, " particles"]) -> Float[Array, " particles"]:
     """Ranks in (0, 1) among all particles: the share of them that is smaller, ties counted half."""
-    everyone = magnitudes if axis is None else jax.lax.all_gather(magnitudes, axis, tiled=True)
-    ordered = jnp.sort(everyone)
+    ordered = jnp.sort(magnitudes)
     below, upto = (jnp.searchsorted(ordered, magnitudes, side=side) for side in ("left", "right"))
-    return (below + upto).astype(jnp.float32) / (2.0 * everyone.shape[0])
+    return (below + upto).astype(jnp.float32) / (2.0 * magnitudes.shape[0])
 
 
 class Compared(eqx.Module):
@@ -158,16 +172,16 @@ class Compared(eqx.Module):
         """Plus less minus; 0 where one of them is not finite."""
         return jnp.where(self.finite, self.losses[:, 0] - self.losses[:, 1], 0.0)
 
-    def estimate(self, gradient: PyTree, restarts: Bool[Array, " rows"], axis: str | None = None) -> Estimate:
-        """The estimate with this gradient, and the report on the pairs.
+    def estimate(self, gradient: PyTree, restarts: Bool[Array, " rows"]) -> Estimate:
+        """The estimate with this gradient, and the report on the pairs, which are those of all devices.
 
         Args:
           gradient: the estimated gradient.
           restarts: pairs that began a trajectory.
-          axis: mesh axis of the particles, if they are shared.
         """
         valid = self.finite & self.steps
-        loss, diagnostics = report(jnp.mean(self.losses, axis=1), valid, ~self.finite, restarts, axis)
-        sums = [jnp.where(valid, jnp.abs(self.difference), 0.0), valid.astype(jnp.float32)]
-        absolute, count = (total(each, axis) for each in sums)
-        return Estimate(gradient, loss, diagnostics | {"difference": absolute / count})
+        loss, diagnostics = report(jnp.mean(self.losses, axis=1), valid, ~self.finite, restarts, None)
+        absolute = jnp.sum(jnp.where(valid, jnp.abs(self.difference), 0.0))
+        return Estimate(
+            gradient, loss, diagnostics | {"difference": absolute / jnp.sum(valid.astype(jnp.float32))}
+        )

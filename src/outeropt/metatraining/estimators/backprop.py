@@ -12,9 +12,9 @@ from outeropt.errors import ConfigError
 from outeropt.metatraining.estimators.base import (
     Estimate,
     check_theta,
+    mean_over_devices,
     particle_keys,
     report,
-    weighted_mean,
 )
 from outeropt.metatraining.estimators.trajectories import Trajectories, Truncated, mean_loss
 from outeropt.metatraining.estimators.whole import Whole
@@ -119,4 +119,4 @@ def _over_particles(
     zeros = jax.tree.map(jnp.zeros_like, grads)
     grads = jax.vmap(tree.where)(finite, grads, zeros)
     loss, diagnostics = report(losses, finite & steps, ~finite, restarts, axis)
-    return Estimate(weighted_mean(jnp.ones_like(losses), grads, axis), loss, diagnostics), finite
+    return Estimate(mean_over_devices(grads, axis), loss, diagnostics), finite

@@ -2,7 +2,8 @@
 
 The estimator never sees an optimizer or a task: it unrolls a `System`. Particles are rows: every leaf of an
 estimator's state has a leading axis for them, the randomness of a row derives from the key, the outer step
-and the particle's number, and rows meet only in means. So the rows of a state can be shared among devices.
+and the particle's number, and rows meet only in means. So the rows of a state can be shared among devices,
+but for those that every device keeps of all particles (`everywhere`).
 """
 
 import abc
@@ -91,7 +92,7 @@ class Estimator(eqx.Module):
           system: what is unrolled.
           theta: the meta-parameters.
           state: what `init` or the last `estimate` gave; inside `shard_map(..., check_vma=False)`, one
-            device's rows of it.
+            device's rows of it, and all rows of what is `everywhere`.
           key: randomness, which is folded with `outer_step` and each particle's number. It may be the same
             for all outer steps.
           outer_step: number of this outer step.
@@ -100,6 +101,14 @@ class Estimator(eqx.Module):
         Returns:
           The estimate, equal on all devices, and the next state.
         """
+
+    def everywhere(self, state: PyTree) -> PyTree:
+        """Which leaves of a state every device keeps for all particles, where devices share them.
+
+        Returns:
+          The structure of the state, with a bool for each leaf. By default none: each device has its rows.
+        """
+        return jax.tree.map(lambda _: False, state)
 
 
 def numbers(particles: int) -> Int[Array, " particles"]:
@@ -144,16 +153,21 @@ def total(values: Array, axis: str | None) -> Array:
     return summed if axis is None else jax.lax.psum(summed, axis)
 
 
-def weighted_mean(weights: Float[Array, " rows"], rows: PyTree, axis: str | None) -> PyTree:
-    """The mean over particles of `weights[i] * rows[i]`, leaf by leaf, over the rows of all devices."""
-    count = total(jnp.ones_like(weights), axis)
+def weighted_sum(weights: Float[Array, " rows"], rows: PyTree) -> PyTree:
+    """The sum of `weights[i] * rows[i]` in float32, leaf by leaf."""
 
     def one(leaf):
         # Not a matrix product: those may be rounded to fewer digits on accelerators.
         wide = leaf.astype(jnp.float32) * weights.reshape((-1,) + (1,) * (leaf.ndim - 1))
-        return (total(wide, axis) / count).astype(leaf.dtype)
+        return jnp.sum(wide, axis=0)
 
     return jax.tree.map(one, rows)
+
+
+def mean_over_devices(rows: PyTree, axis: str | None) -> PyTree:
+    """The mean over the rows of all devices, leaf by leaf: an exchange of the size of one row."""
+    count = total(jnp.ones(jax.tree.leaves(rows)[0].shape[0]), axis)
+    return jax.tree.map(lambda leaf: (total(leaf.astype(jnp.float32), axis) / count).astype(leaf.dtype), rows)
 
 
 def report(

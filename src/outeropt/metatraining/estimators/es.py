@@ -9,6 +9,7 @@ from outeropt.errors import ConfigError
 from outeropt.metatraining.estimators import antithetic
 from outeropt.metatraining.estimators.antithetic import Antithetic, Compared, Pair
 from outeropt.metatraining.estimators.base import Estimate, check_theta, particle_keys, shared_key
+from outeropt.metatraining.estimators.sharing import everyone
 from outeropt.metatraining.estimators.trajectories import Trajectories
 from outeropt.metatraining.estimators.truncated_pairs import TruncatedPairs, comparison
 from outeropt.metatraining.estimators.whole import Whole
@@ -55,9 +56,10 @@ class FullES(Whole, Antithetic):
         pair = Pair(system)
         losses = jax.vmap(lambda t, k: self.run(pair, pair.step, t, length, k, (2,)))(thetas, keys)
         every = jnp.ones(state.shape, bool)
-        compared = Compared(losses, every)
-        gradient = antithetic.gradient(self.shaped(compared.difference, axis), noise, self.std, axis)
-        return compared.estimate(gradient, every, axis), state
+        compared, keys, every = everyone((Compared(losses, every), keys, every), axis)
+        weights = self.shaped(compared.difference)
+        gradient = antithetic.gradient(weights, noise, keys, self.std, theta, axis)
+        return compared.estimate(gradient, every), state
 
 
 class TruncatedES(TruncatedPairs):
@@ -87,8 +89,9 @@ class TruncatedES(TruncatedPairs):
         noise = antithetic.perturbations(keys, theta)
         thetas = antithetic.sides(theta, antithetic.scaled(noise, self.std))
         after, outcomes = self.advanced(system, thetas, state, keys, outer_step)
-        compared = comparison(outcomes)
-        gradient = antithetic.gradient(self.shaped(compared.difference, axis), noise, self.std, axis)
+        compared, keys, over = everyone((comparison(outcomes), keys, state.over), axis)
+        weights = self.shaped(compared.difference)
+        gradient = antithetic.gradient(weights, noise, keys, self.std, theta, axis)
         positive = jax.tree.map(lambda leaf: jnp.stack([leaf[:, 0]] * 2, axis=1), after.inner)
         after = eqx.tree_at(lambda s: s.inner, after, positive)
-        return compared.estimate(gradient, state.over, axis), after
+        return compared.estimate(gradient, over), after

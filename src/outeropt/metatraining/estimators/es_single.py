@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 from outeropt import tree
 from outeropt.metatraining.estimators import antithetic
 from outeropt.metatraining.estimators.base import Estimate, check_theta, particle_keys
+from outeropt.metatraining.estimators.sharing import everyone
 from outeropt.metatraining.estimators.trajectories import Trajectories
 from outeropt.metatraining.estimators.truncated_pairs import TruncatedPairs, comparison
 from outeropt.metatraining.system import System
@@ -61,6 +62,8 @@ class ESSingle(TruncatedPairs):
         noise = antithetic.perturbations(noise_key, theta)
         thetas = antithetic.sides(theta, antithetic.scaled(noise, std))
         after, outcomes = self.advanced(system, thetas, before, keys, outer_step)
-        compared = comparison(outcomes)
-        gradient = antithetic.gradient(self.shaped(compared.difference, axis), noise, std, axis)
-        return compared.estimate(gradient, before.over, axis), ESSingleState(after, noise_key, std)
+        told = comparison(outcomes), noise_key, std, before.over
+        compared, all_keys, all_std, over = everyone(told, axis)
+        weights = self.shaped(compared.difference)
+        gradient = antithetic.gradient(weights, noise, all_keys, all_std, theta, axis)
+        return compared.estimate(gradient, over), ESSingleState(after, noise_key, std)

@@ -15,10 +15,10 @@ from outeropt.metatraining.estimators.antithetic import perturbations
 from outeropt.metatraining.estimators.base import (
     Estimate,
     check_theta,
+    mean_over_devices,
     numbers,
     particle_keys,
     report,
-    weighted_mean,
 )
 from outeropt.metatraining.estimators.trajectories import Trajectories, Truncated, mean_loss
 from outeropt.metatraining.system import Outcome, System
@@ -140,7 +140,7 @@ class ForwardMode(Truncated):
         finite = jnp.all(jnp.isfinite(values), axis=1)
         slopes = jnp.where(jnp.expand_dims(finite, 1), values[:, 1:], 0.0)
         grads = _along_axes(slopes, theta) if along_axes else _along(slopes, directions)
-        gradient = weighted_mean(jnp.ones_like(values[:, 0]), grads, axis)
+        gradient = mean_over_devices(grads, axis)
         loss, diagnostics = report(values[:, 0], finite & steps, ~finite, before.over, axis)
         after = self.moved_on(trajectories, inner, finite)
         return Estimate(gradient, loss, diagnostics), ForwardState(after, direction_key)

@@ -3,11 +3,13 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
 from outeropt import tree
 from outeropt.metatraining.estimators import antithetic
-from outeropt.metatraining.estimators.base import Estimate, check_theta, particle_keys, weighted_mean
+from outeropt.metatraining.estimators.antithetic import Compared
+from outeropt.metatraining.estimators.base import Estimate, check_theta, particle_keys, weighted_sum
+from outeropt.metatraining.estimators.sharing import everyone, over_shares, shares
 from outeropt.metatraining.estimators.trajectories import Trajectories
 from outeropt.metatraining.estimators.truncated_pairs import TruncatedPairs, comparison
 from outeropt.metatraining.system import Outcome, System
@@ -18,11 +20,34 @@ class PESState(eqx.Module):
 
     Attributes:
       trajectories: where each pair is.
-      score: the sum of `e / s^2` over the truncations of the trajectory, one theta per particle.
+      score: the sum of `e / s^2` over the truncations of the trajectory, one theta per particle. Every device
+        keeps those of all particles, so that the gradient need not cross the network.
     """
 
     trajectories: Trajectories
     score: PyTree
+
+
+class Told(eqx.Module):
+    """What devices tell each other of their pairs.
+
+    Attributes:
+      compared: the losses.
+      key: gives the truncation's perturbation again.
+      over: whether the pair began a trajectory.
+      old: the difference of losses from before the system started anew on its own.
+      new: the difference from then on.
+      share: the share of steps from then on.
+      fresh: whether it did.
+    """
+
+    compared: Compared
+    key: Key[Array, " rows"]
+    over: Bool[Array, " rows"]
+    old: Float[Array, " rows"]
+    new: Float[Array, " rows"]
+    share: Float[Array, " rows"]
+    fresh: Bool[Array, " rows"]
 
 
 class PES(TruncatedPairs):
@@ -63,31 +88,52 @@ class PES(TruncatedPairs):
         thetas = antithetic.sides(theta, antithetic.scaled(noise, self.std))
         after, outcomes = self.advanced(system, thetas, before, keys, outer_step)
 
-        own = antithetic.scaled(noise, 1.0 / self.std)
-        kept = jax.vmap(tree.where)(before.over, jax.tree.map(jnp.zeros_like, own), state.score)
-        score = jax.tree.map(jnp.add, kept, own)
-        compared = comparison(outcomes)
-        old, new, fresh = self._parts(outcomes, compared.finite, axis)
-        gradient = jax.tree.map(
-            jnp.add, weighted_mean(0.5 * old, score, axis), weighted_mean(0.5 * new, own, axis)
-        )
-        score = jax.vmap(tree.where)(fresh, own, score)
-        return compared.estimate(gradient, before.over, axis), PESState(after, score)
+        told = everyone(_told(outcomes, keys, before.over), axis)
+        parts = self._parts(told)
+        if shares(axis) == 1:
+            total, score = self._credited(noise, state.score, told, parts)
+        else:
+            total, score = over_shares(
+                lambda rows: self._credited(antithetic.perturbations(rows[1].key, theta), *rows),
+                (state.score, told, parts),
+                axis,
+            )
+        count = told.over.shape[0]
+        old, new = jax.tree.map(lambda leaf: leaf / count, total)
+        gradient = jax.tree.map(lambda a, b, like: (a + b).astype(like.dtype), old, new, theta)
+        return told.compared.estimate(gradient, told.over), PESState(after, score)
 
-    def _parts(
-        self, outcomes: Outcome, finite: Bool[Array, " rows"], axis: str | None
-    ) -> tuple[Float[Array, " rows"], Float[Array, " rows"], Bool[Array, " rows"]]:
-        """The difference's part from before and after the system started anew, and whether it did."""
-        counts = jnp.all(outcomes.counts, axis=2)
-        fresh = jnp.cumsum(jnp.any(outcomes.fresh, axis=2).astype(jnp.int32), axis=1) > 0
-        steps = jnp.maximum(jnp.sum(counts.astype(jnp.float32), axis=1), 1.0)
-        use = counts & jnp.expand_dims(finite, 1)
-        differences = jnp.where(use, outcomes.loss[..., 0] - outcomes.loss[..., 1], 0.0)
-        old = jnp.sum(jnp.where(fresh, 0.0, differences), axis=1) / steps
-        new = jnp.sum(jnp.where(fresh, differences, 0.0), axis=1) / steps
+    def everywhere(self, state: PESState) -> PESState:
+        return PESState(super().everywhere(state.trajectories), jax.tree.map(lambda _: True, state.score))
+
+    def _credited(
+        self, noise: PyTree, score: PyTree, told: Told, parts: tuple[Float[Array, " rows"], ...]
+    ) -> tuple[tuple[PyTree, PyTree], PyTree]:
+        """Sums of both parts of the differences times what they are credited to, and the next scores."""
+        old, new = parts
+        own = antithetic.scaled(noise, 1.0 / self.std)
+        kept = jax.vmap(tree.where)(told.over, jax.tree.map(jnp.zeros_like, own), score)
+        score = jax.tree.map(jnp.add, kept, own)
+        total = weighted_sum(0.5 * old, score), weighted_sum(0.5 * new, own)
+        return total, jax.vmap(tree.where)(told.fresh, own, score)
+
+    def _parts(self, told: Told) -> tuple[Float[Array, " particles"], Float[Array, " particles"]]:
+        """What stands for the difference's two parts, of all particles."""
         if self.shaping == "none":
-            return self.clipped(old), self.clipped(new), fresh[:, -1]
+            return self.clipped(told.old), self.clipped(told.new)
         # A sign or rank belongs to the whole truncation; each part gets its share of the steps.
-        share = jnp.sum((counts & fresh).astype(jnp.float32), axis=1) / steps
-        whole = self.shaped(old + new, axis)
-        return whole * (1.0 - share), whole * share, fresh[:, -1]
+        whole = self.shaped(told.old + told.new)
+        return whole * (1.0 - told.share), whole * told.share
+
+
+def _told(outcomes: Outcome, keys: Key[Array, " rows"], over: Bool[Array, " rows"]) -> Told:
+    compared = comparison(outcomes)
+    counts = jnp.all(outcomes.counts, axis=2)
+    fresh = jnp.cumsum(jnp.any(outcomes.fresh, axis=2).astype(jnp.int32), axis=1) > 0
+    steps = jnp.maximum(jnp.sum(counts.astype(jnp.float32), axis=1), 1.0)
+    use = counts & jnp.expand_dims(compared.finite, 1)
+    differences = jnp.where(use, outcomes.loss[..., 0] - outcomes.loss[..., 1], 0.0)
+    old = jnp.sum(jnp.where(fresh, 0.0, differences), axis=1) / steps
+    new = jnp.sum(jnp.where(fresh, differences, 0.0), axis=1) / steps
+    share = jnp.sum((counts & fresh).astype(jnp.float32), axis=1) / steps
+    return Told(compared, keys, over, old, new, share, fresh[:, -1])
