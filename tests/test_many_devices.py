@@ -200,19 +200,37 @@ from outeropt.cli.config import parse
 from outeropt.cli.main import main
 from outeropt.cli.metatrain import Config
 from outeropt.cli.metatraining import _training
+from outeropt.errors import OuteroptError
 
 folder, port, number, *words = sys.argv[1:]
 os.chdir(folder)
 joined = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", number]
 assert main([*words, *joined, "--out", "two", "--devices", "all"]) == 0
-run = _training(parse("metatrain", Config, [*words[1:], "--out", "half"]))
+def training(*more):
+    return _training(parse("metatrain", Config, [*words[1:], "--out", "unused", *more]))
+
+run = training()
 assert run.resume("half") == 4 and run._mesh.size == 2
 run.run()
+
+population = training("--population", "2")
+population.resume("population")
+population.run()
+again = training("--population", "2")
+assert again.resume("population") == 20
+
+for wrong in (lambda: training("--seed", number), lambda: training("--steps", "9").resume("half")):
+    try:
+        wrong()
+    except OuteroptError as error:
+        print(error)
+    else:
+        raise AssertionError("both processes have to see this")
 """
 
 
-def configured(out):
-    return _training(parse("metatrain", Config, [*COMMAND[1:], "--out", out]))
+def configured(out, *more):
+    return _training(parse("metatrain", Config, [*COMMAND[1:], "--out", out, *more]))
 
 
 def free_port():
@@ -234,15 +252,19 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, monkeypatch, capsys):
     assert [process.returncode for process in two] == [0, 0], "\n".join(told)
     assert "Learned optimizer: two/optimizer.safetensors" in told[0] and "Learned" not in told[1]
     assert len(list((tmp_path / "two" / "log").iterdir())) == 1, "written by the first alone"
-    one = kept(tmp_path / "one")
+    for process in told:
+        assert "Processes were given different recipes" in process
+        assert "half holds a run of another recipe" in process
+    population = configured("members", "--population", "2")
+    population.resume("members")
+    population.run()
     gradients = half._names.index("meta/gradient")
-    for name in ("two", "half"):
-        got = kept(tmp_path / name)
-        assert got.keys() == one.keys()
-        for leaf, want in one.items():
-            np.testing.assert_allclose(got[leaf], want, 2e-4, 1e-6, err_msg=f"{name} {leaf}")
-        (curves,) = (value for value in got.values() if value.shape == (10, len(half._names)))
-        assert (curves[:, gradients] > 0).all()
+    for name, like in (("two", "one"), ("half", "one"), ("population", "members")):
+        got, want = kept(tmp_path / name), kept(tmp_path / like)
+        assert got.keys() == want.keys()
+        for leaf in want:
+            np.testing.assert_allclose(got[leaf], want[leaf], 2e-4, 1e-6, err_msg=f"{name} {leaf}")
+    assert (kept(tmp_path / "two")["[2]"][:, gradients] > 0).all(), "ten gradients were compared"
     assert capsys.readouterr().out.count("Learned optimizer") == 1
 
 
