@@ -1,6 +1,7 @@
 """Speed of meta-training: PES on AdafacMLP and the MLP task 64-32-10, batch 128, 16 pairs, truncation 10.
 
     python benchmarks/metatraining.py
+    python benchmarks/metatraining.py --devices 1 2 8
 
 Measures in fresh processes without a cache of programs: the time from the start of the process to the end of
 the first outer step, this step alone (which compiles), and then the mean of 200 outer steps. The reference is
@@ -8,10 +9,14 @@ learned_optimization at equal work (16 tasks, antithetic pairs), measured on two
 alone takes 14.6 s (23.8 s of CPU), then 93 ms (138 ms of CPU) per outer step. The row `concatenated` is this
 library with the learned update written the way that the original writes it, with all 39 inputs of each
 parameter in one array.
+
+With --devices, how outer steps scale with host devices that share the particles, relative to the first number
+given (strong scaling: the work stays the same). More devices than cores show what sharing costs.
 """
 
 import argparse
 import math
+import os
 import subprocess
 import sys
 import time
@@ -69,12 +74,36 @@ def measure(concatenated: bool) -> None:
     print(*whole, *first, wall / 200 * 1e3, cpu / 200 * 1e3)
 
 
+def scaling(counts: list[int]) -> None:
+    """Measures each number of devices in a process of its own."""
+    print(
+        "| devices | first update | CPU | outer steps/s | CPU per step | speed |\n|---|---|---|---|---|---|"
+    )
+    base = None
+    for count in counts:
+        told = subprocess.run(
+            [sys.executable, __file__, "--measure", "ours"],
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": str(count)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        _, _, first, first_cpu, step, step_cpu = (float(word) for word in told.split()[-6:])
+        base = base or step
+        times = f"{first:.1f} s | {first_cpu:.1f} s | {1e3 / step:.1f} | {step_cpu:.1f} ms"
+        print(f"| {count} | {times} | {base / step:.2f}x |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--measure", choices=["ours", "concatenated"], help="one measurement in this process")
+    parser.add_argument("--devices", type=int, nargs="+", help="host devices that share the particles")
     given = parser.parse_args()
     if given.measure:
         measure(given.measure == "concatenated")
+        return
+    if given.devices:
+        scaling(given.devices)
         return
     rows = {"learned_optimization": [math.nan] * 2 + list(REFERENCE.values())}
     for name in ("ours", "concatenated"):

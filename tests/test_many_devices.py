@@ -109,7 +109,7 @@ class Fake:
 
 def test_devices_are_taken_of_each_process_alike():
     here, there = ([Fake(i) for _ in range(3)] for i in (0, 1))
-    assert mesh_for(6, here).size == 3
+    assert mesh_for(6, [*here, Fake(0)]).size == 3
     assert [device.process_index for device in mesh_for(8, [*there, *here]).devices.flat] == [0, 0, 1, 1]
     assert mesh_for(6, [*here, *there[:1]]).size == 2
     with pytest.raises(ConfigError, match="2 processes cannot share 3 particles equally"):
