@@ -23,7 +23,7 @@ from outeropt.cli.main import main
 from outeropt.cli.metatrain import Config
 from outeropt.cli.metatraining import _training
 from outeropt.errors import ConfigError
-from outeropt.metatraining import ESTIMATORS, PES, MetaTraining, lengths, program
+from outeropt.metatraining import ESTIMATORS, PES, MetaTraining, Validation, lengths, program
 from outeropt.metatraining.devices import exactly, mesh_for
 from outeropt.metatraining.estimators.sharing import everyone, over_shares
 from outeropt.optimizer import Optimizer
@@ -38,7 +38,7 @@ EXCHANGES = r"= (\S.*?) (?:all-reduce|all-gather|all-to-all|reduce-scatter|colle
 def exchanged(run):
     """How many numbers each exchange between devices gives, in the program of a run."""
     fixed = (run._recipe, run.key, jnp.int32(1))
-    compiled = program._program("cpu").lower(fixed, run._state, run._mesh, run._names).compile()
+    compiled = program._program("cpu").lower(fixed, run._state, run._places._mesh, run._names).compile()
     shapes = re.findall(EXCHANGES, compiled.compiled.as_text())
     return [
         sum(
@@ -66,7 +66,7 @@ def test_only_losses_and_keys_cross_the_network(name):
     estimator = ESTIMATORS[name](particles=4, lengths=lengths.Constant(4), **settings)
     start = Rates(jnp.full(50, 0.01))
     run = MetaTraining(start, tasks.get("Quadratic_10"), estimator=estimator, steps=1, key=KEY)
-    assert run._mesh.size == 2
+    assert run._places.size == 2
     size = start.rates.size
     found = exchanged(run)
     if name == "backprop":
@@ -144,7 +144,7 @@ for before, now in PAIRS:
     place = root / f"{before} to {now}"
     shutil.copytree(root / str(before), place)
     run = training(devices=jax.devices()[:now])
-    assert run.resume(place) == 3 and run._mesh.size == now
+    assert run.resume(place) == 3 and run._places.size == now
     run.run()
 """
 PAIRS = [(1, 1), (1, 4), (1, 8), (2, 1), (2, 2), (4, 2), (8, 1), (8, 4), (8, 8)]
@@ -186,6 +186,45 @@ def test_a_checkpoint_of_any_number_of_devices_goes_on_with_any_other(tmp_path):
                 np.testing.assert_allclose(got[name], want[name], 5e-4, 1e-5, err_msg=name)
 
 
+def test_families_side_by_side_give_the_same_numbers(tmp_path):
+    def learned_on_two(spread, **options):
+        estimator = PES(particles=4, truncation=5, lengths=lengths.Constant(20), std=0.003, random_offset=20)
+        families, validation = (
+            [FAMILY, tasks.get("Linear_20")],
+            Validation((tasks.get("Linear_20"),), 10, 2, 3),
+        )
+        given = {"estimator": estimator, "steps": 6, "key": KEY, "validation": validation} | options
+        return MetaTraining(SGD, families, spread=spread, **given)
+
+    shared, apart = learned_on_two("particles"), learned_on_two("families")
+    where = [
+        {device.id for leaf in jax.tree.leaves(own) for device in leaf.devices()}
+        for own in (*apart._state.particles, apart._recipe.systems[1])
+    ]
+    assert where == [{0}, {1}, {1}] and apart._places.size == 2
+    shared.run()
+    apart.resume(tmp_path)
+    apart.advance_to(3)
+    apart._save(tmp_path)
+    apart.run()
+    for name, curve in shared.curves.items():
+        np.testing.assert_allclose(apart.curves[name], curve, 1e-5, 1e-6, err_msg=name)
+    np.testing.assert_allclose(apart.scores["mean"], shared.scores["mean"], 1e-5)
+    # Resumed as it was, and with particles shared.
+    for spread, relative in (("families", 0), ("particles", 1e-5)):
+        last = tmp_path / "checkpoints" / f"{6:010}.safetensors"
+        last.unlink(missing_ok=True)
+        again = learned_on_two(spread)
+        assert again.resume(tmp_path) == 3
+        again.run()
+        for name, curve in apart.curves.items():
+            np.testing.assert_allclose(again.curves[name], curve, relative, relative, err_msg=name)
+    with pytest.raises(ConfigError, match="2 families cannot have devices of their own, as there are 1"):
+        learned_on_two("families", devices=jax.devices()[:1])
+    with pytest.raises(ConfigError, match="Nothing can be spread by 'tasks'; give particles or families"):
+        learned_on_two("tasks")
+
+
 COMMAND = [
     *("metatrain", "--tasks", "Quadratic_10", "--architecture", "LearnableAdam", "--estimator.std", "0.1"),
     *("--estimator.particles", "4", "--estimator.truncation", "5", "--estimator.length", "20"),
@@ -210,7 +249,7 @@ def training(*more):
     return _training(parse("metatrain", Config, [*words[1:], "--out", "unused", *more]))
 
 run = training()
-assert run.resume("half") == 4 and run._mesh.size == 2
+assert run.resume("half") == 4 and run._places.size == 2
 run.run()
 
 population = training("--population", "2")

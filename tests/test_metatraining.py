@@ -133,7 +133,7 @@ def test_eight_devices_give_the_same_numbers(tmp_path):
         "  estimator=PES(particles=8, truncation=5, lengths=lengths.Constant(20), std=0.003), steps=8,\n"
         "  key=jax.random.key(3))\n"
         "run.run()\n"
-        "print(run._mesh.size); np.save(sys.argv[1], run.curves['meta/loss'])\n"
+        "print(run._places.size); np.save(sys.argv[1], run.curves['meta/loss'])\n"
     )
     curves = []
     for devices in (1, 8):

@@ -67,6 +67,8 @@ class Config:
     """Members of a population that tunes std and the outer learning rate as it learns; 1 is a plain run."""
     devices: int | Literal["all"] | None = None
     """How many devices share the particles, in all processes together. Default: as many as divide them."""
+    spread: Literal["particles", "families"] = "particles"
+    """Devices share the particles of each family, or each family has devices of its own (in one process)."""
     coordinator: str | None = None
     """HOST:PORT of the first of several processes that learn together, to be given to each of them."""
     processes: int | None = None

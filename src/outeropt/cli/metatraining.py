@@ -24,7 +24,7 @@ _PLAIN = (int, float, bool, str)
 
 
 # Options of the place where a run is done, which say nothing of what was learned.
-_PLACE = {"out", "devices", "coordinator", "processes", "process"}
+_PLACE = {"out", "devices", "spread", "coordinator", "processes", "process"}
 
 
 def metatrained(config: "Config") -> Path | None:
@@ -87,6 +87,7 @@ def _training(config: "Config") -> "MetaTraining | PopulationTraining":
         "since": config.since,
         "finish": finish,
         "devices": _devices(config, estimator),
+        "spread": config.spread,
         "steps": config.steps,
         "key": jax.random.key(config.seed),
     }

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import PyTree
 
 from outeropt import tree
-from outeropt.metatraining.devices import replicate
 from outeropt.metatraining.run import MetaTraining
 from outeropt.optimizer import Optimizer
 from outeropt.task import TaskFamily
@@ -62,4 +61,4 @@ class Member(MetaTraining):
             return jnp.asarray(values[name], leaf.dtype) if name in values else leaf
 
         # Placed like the other leaves, so that the program is the same.
-        self._recipe = replicate(jax.tree_util.tree_map_with_path(new, self._recipe), self._mesh)
+        self._recipe = self._places.placed(jax.tree_util.tree_map_with_path(new, self._recipe))

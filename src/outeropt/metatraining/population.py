@@ -62,7 +62,8 @@ class PopulationTraining:
         least one does not. Their parents are drawn from as many of the best, or from all others if those are
         fewer: up to a half this is truncation selection, and near 1 the winner takes all.
       factor: what numbers are multiplied or divided by, above 1.
-      **options: what else `MetaTraining` takes: `meta_loss`, `unit`, `since`, `finish`, `devices`.
+      **options: what else `MetaTraining` takes: `meta_loss`, `unit`, `since`, `finish`, `devices`,
+        `spread`.
 
     Raises:
       ConfigError: no validation, fewer than two members, nothing to tune, a range that cannot be searched by

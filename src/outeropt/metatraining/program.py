@@ -1,7 +1,7 @@
 """The one compiled program of meta-training: outer steps on all families, particles shared by devices."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 from outeropt.compiling import for_loops, jit_once
 from outeropt.errors import ConfigError, OuteroptError
 from outeropt.metatraining.devices import AXIS
-from outeropt.metatraining.estimators import Estimator
+from outeropt.metatraining.estimators import Estimate, Estimator
 from outeropt.metatraining.system import Outcome, System
 from outeropt.optimizer import Optimizer
 
@@ -131,12 +131,15 @@ def _is_shape(leaf: Any) -> bool:
 def _specs(recipe: Recipe, state: MetaState) -> MetaState:
     """Where the leaves of a state live: particles are shared, everything else is on every device."""
 
-    def spec(everywhere):
-        return PartitionSpec() if everywhere else PartitionSpec(AXIS)
-
     everywhere = jax.tree.map(lambda _: PartitionSpec(), state)
-    particles = tuple(jax.tree.map(spec, recipe.estimator.everywhere(own)) for own in state.particles)
+    particles = tuple(particle_specs(recipe.estimator, own) for own in state.particles)
     return eqx.tree_at(lambda s: s.particles, everywhere, particles)
+
+
+def particle_specs(estimator: Estimator, particles: PyTree) -> PyTree:
+    """Where the leaves of an estimator's state live: rows are shared, but for what is `everywhere`."""
+    shared, everywhere = PartitionSpec(AXIS), PartitionSpec()
+    return jax.tree.map(lambda whole: everywhere if whole else shared, estimator.everywhere(particles))
 
 
 def outer_step(
@@ -154,21 +157,45 @@ def outer_step(
       The next state, and scalars by name: `meta/loss`, `meta/gradient` (its norm), `loss/<family>`, and
       means of the estimator's diagnostics over families.
     """
-    step_key = jax.random.fold_in(key, state.step)
-    vector, unravel = ravel_pytree(state.theta)
-    estimates, particles = [], []
-    for i, (system, old) in enumerate(zip(recipe.systems, state.particles)):
-        estimate, new = recipe.estimator.estimate(
-            Raveled(system, unravel), vector, old, jax.random.fold_in(step_key, i), state.step, axis
-        )
-        estimates.append(estimate)
-        particles.append(new)
-    count = len(estimates)
+    found = [
+        estimated(recipe.estimator, system, state.theta, old, i, key, state.step, axis)
+        for i, (system, old) in enumerate(zip(recipe.systems, state.particles))
+    ]
+    estimates, particles = zip(*found)
+    return descended(recipe.outer, state, particles, estimates, key)
+
+
+def estimated(
+    estimator: Estimator,
+    system: System,
+    theta: Optimizer,
+    particles: PyTree,
+    family: int | Int[Array, ""],
+    key: Key[Array, ""],
+    step: Int[Array, ""],
+    axis: str | None,
+) -> tuple[Estimate, PyTree]:
+    """The estimate on one family, by its number, and its particles after it; the gradient is one vector."""
+    vector, unravel = ravel_pytree(theta)
+    own = jax.random.fold_in(jax.random.fold_in(key, step), family)
+    return estimator.estimate(Raveled(system, unravel), vector, particles, own, step, axis)
+
+
+def descended(
+    optimizer: Optimizer,
+    state: MetaState,
+    particles: tuple[PyTree, ...],
+    estimates: Sequence[Estimate],
+    key: Key[Array, ""],
+) -> tuple[MetaState, dict[str, Float[Array, ""]]]:
+    """The outer optimizer's update by the mean of the families' gradients; returns what `outer_step` does."""
+    count, step_key = len(estimates), jax.random.fold_in(key, state.step)
+    _, unravel = ravel_pytree(state.theta)
     mean = functools.reduce(jnp.add, [estimate.grad for estimate in estimates]) / count
     grad = unravel(mean)
     # A family without a loss that counts in this step has none.
     loss = jnp.nanmean(jnp.stack([estimate.loss for estimate in estimates]))
-    updates, outer = recipe.outer.update(
+    updates, outer = optimizer.update(
         grad, state.outer, state.theta, value=loss, grad=grad, key=step_key, step=state.step
     )
     theta = jax.tree.map(jnp.add, state.theta, updates)
@@ -178,7 +205,7 @@ def outer_step(
     for name in estimates[0].diagnostics:
         values[f"meta/{name}"] = jnp.mean(jnp.stack([estimate.diagnostics[name] for estimate in estimates]))
     values = {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
-    return MetaState(theta, outer, tuple(particles), state.step + 1), values
+    return MetaState(theta, outer, particles, state.step + 1), values
 
 
 def columns(recipe: Recipe) -> tuple[str, ...]:

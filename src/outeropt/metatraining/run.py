@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from outeropt import checkpoint, optimizers, tree
 from outeropt.errors import ConfigError
 from outeropt.metatraining import checkpoints
-from outeropt.metatraining.devices import gathered, mesh_for, on_this, replicate
+from outeropt.metatraining.devices import gathered, on_this
 from outeropt.metatraining.estimators import Estimator
 from outeropt.metatraining.inner_training import InnerTraining, MetaLoss, Unit
-from outeropt.metatraining.processes import DRIFTED, OTHER_RECIPE, Together
-from outeropt.metatraining.program import ROWS, Recipe, advance, begin, columns
+from outeropt.metatraining.places import PLACES, Spread
+from outeropt.metatraining.processes import DRIFTED, OTHER_RECIPE
+from outeropt.metatraining.program import ROWS, Recipe, columns
 from outeropt.metatraining.validation import Validation
 from outeropt.optimizer import Optimizer
 from outeropt.progress import Scalars
@@ -54,13 +54,15 @@ class MetaTraining:
       finish: makes of the optimizer that is learned the one that is validated and used, such as the same with
         a schedule; by default it is used as it is.
       devices: share the particles; by default as many as divide them, of each process as many.
+      spread: `"particles"` shares those of each family among all devices, one family after the other;
+        `"families"` gives each family devices of its own, side by side (in one process).
 
     In several processes that JAX has joined, all make the same calls with the same arguments. Only the first
     reads and writes the folder; all have the same numbers.
 
     Raises:
-      ConfigError: no task, less than one step, particles that the processes cannot share equally, or another
-        recipe in another process.
+      ConfigError: no task, less than one step, particles that the processes cannot share equally, fewer
+        devices than families that are spread, or another recipe in another process.
 
     Attributes:
       optimizer: the best optimizer by validation so far; without validation, the last.
@@ -83,6 +85,7 @@ class MetaTraining:
         validation: Validation | None = None,
         finish: Callable[[Optimizer], Optimizer] | None = None,
         devices: Sequence[Any] | None = None,
+        spread: Spread = "particles",
     ):
         families = [tasks] if isinstance(tasks, Task | TaskFamily) else list(tasks)
         if not families:
@@ -102,11 +105,13 @@ class MetaTraining:
         made = (start, optimizer) if finish else start
         self._identity = tree.fingerprint((recipe, made, jax.random.key_data(key), steps, validation))
         self._names = columns(recipe)
-        self._mesh = mesh_for(estimator.particles, devices)
-        self.together = Together(self._mesh)
+        if spread not in PLACES:
+            raise ConfigError(f"Nothing can be spread by {spread!r}; give {' or '.join(PLACES)}.")
+        self._places = PLACES[spread](recipe, devices)
+        self.together = self._places.together
         self.together.check_same(self._identity, OTHER_RECIPE)
-        self._recipe = replicate(recipe, self._mesh)
-        self._state = begin(recipe, start, key, steps, self._mesh)
+        self._recipe = self._places.placed(recipe)
+        self._state = self._places.begin(recipe, start, key, steps)
         self._best = optimizer
         self._curves = np.full((steps, len(self._names)), np.nan, np.float32)
         tested = 0 if validation is None else len(validation.tasks) + 1
@@ -211,9 +216,7 @@ class MetaTraining:
 
     def _advance(self, count: int, writer: Scalars | None) -> dict[str, float]:
         """Some outer steps; the scalars of the last."""
-        fixed = (self._recipe, self.key, jnp.int32(count))
-        self._state, rows = advance(fixed, self._state, self._mesh, self._names)
-        rows = np.asarray(rows)[:count]
+        self._state, rows = self._places.advance(self._recipe, self.key, count, self._state, self._names)
         self._curves[self.done : self.done + count] = rows
         for i, row in enumerate(rows if writer else ()):
             known = {name: value for name, value in zip(self._names, row) if np.isfinite(value)}
