@@ -23,10 +23,19 @@ from outeropt.cli.main import main
 from outeropt.cli.metatrain import Config
 from outeropt.cli.metatraining import _training
 from outeropt.errors import ConfigError
-from outeropt.metatraining import ESTIMATORS, PES, MetaTraining, Validation, lengths, program
+from outeropt.metatraining import (
+    ESTIMATORS,
+    PES,
+    MetaTraining,
+    PopulationTraining,
+    Validation,
+    lengths,
+    program,
+)
 from outeropt.metatraining.devices import exactly, mesh_for
 from outeropt.metatraining.estimators.sharing import everyone, over_shares
 from outeropt.optimizer import Optimizer
+from outeropt.space import Space
 
 
 KEY = jax.random.key(3)
@@ -219,6 +228,13 @@ def test_families_side_by_side_give_the_same_numbers(tmp_path):
         again.run()
         for name, curve in apart.curves.items():
             np.testing.assert_allclose(again.curves[name], curve, relative, relative, err_msg=name)
+    rates = {"outer.inner.learning_rate": Space.log(1e-4, 0.1)}
+    outer = optimizers.get("clip_norm:adam", learning_rate=1e-3)
+    options = {"validation": shared.validation, "tuned": rates, "outer": outer, "steps": 6, "key": KEY}
+    options |= {"estimator": shared._recipe.estimator, "members": 2, "spread": "families"}
+    population = PopulationTraining(SGD, [FAMILY, tasks.get("Linear_20")], **options)
+    population.run()
+    assert np.isfinite(population.curves["meta/loss"]).all()
     with pytest.raises(ConfigError, match="2 families cannot have devices of their own, as there are 1"):
         learned_on_two("families", devices=jax.devices()[:1])
     with pytest.raises(ConfigError, match="Nothing can be spread by 'tasks'; give particles or families"):
