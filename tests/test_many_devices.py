@@ -125,6 +125,7 @@ def test_devices_are_taken_of_each_process_alike():
         mesh_for(3, [*here, *there])
     assert exactly("all", 4) == exactly(2, 4) == jax.devices()[:2]
     assert exactly(1, 3) == jax.devices()[:1]
+    assert exactly(2, None) == jax.devices()[:2]
     with pytest.raises(ConfigError, match="2 devices cannot be used: there are 2 devices, and 3 particles"):
         exactly("all", 3)
     with pytest.raises(ConfigError, match=r"Possible: 1, 2\."):

@@ -270,7 +270,7 @@ STRUCK = """
 import os, sys
 from outeropt import checkpoint
 from outeropt.cli.main import main
-from outeropt.metatraining import checkpoints, run
+from outeropt.metatraining import checkpoints, places, run
 
 def save(*arguments):
     saved.append(arguments)
@@ -283,7 +283,7 @@ def advance(*arguments):
     return found
 
 saved, real_save, checkpoint.save = [], checkpoint.save, save
-real_advance, run.advance = run.advance, advance
+real_advance, places.advance = places.advance, advance
 run._CALL_SECONDS = checkpoints.SECONDS = 0.0
 sys.exit(main({words!r}))
 """

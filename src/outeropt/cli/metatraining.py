@@ -157,7 +157,10 @@ def _lengths(estimator: str, given: dict[str, Any], multiple: int) -> "Lengths":
 def _devices(config: "Config", estimator: "Estimator") -> "list[Any] | None":
     from outeropt.metatraining.devices import exactly
 
-    return None if config.devices is None else exactly(config.devices, estimator.particles)
+    if config.devices is None:
+        return None
+    # A family's own devices are a part of these; as many of them are used as divide the particles.
+    return exactly(config.devices, estimator.particles if config.spread == "particles" else None)
 
 
 def _check(config: "Config") -> None:

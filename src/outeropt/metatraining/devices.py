@@ -1,7 +1,8 @@
 """The devices that share particles, in one process or in several, and arrays on them."""
 
+import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -38,12 +39,12 @@ def mesh_for(particles: int, devices: Sequence[Any] | None = None) -> Mesh:
     )
 
 
-def exactly(count: int | Literal["all"], particles: int) -> list[Any]:
+def exactly(count: int | Literal["all"], particles: int | None) -> list[Any]:
     """That many devices, of each process as many.
 
     Args:
       count: how many in all processes together, or all.
-      particles: which they have to share equally.
+      particles: which they have to share equally; None where they need not, all together.
 
     Raises:
       ConfigError: there are not as many, or they cannot share the particles or be shared by the processes.
@@ -52,14 +53,13 @@ def exactly(count: int | Literal["all"], particles: int) -> list[Any]:
     own = _by_process(devices)
     count = len(devices) if count == "all" else count
     most = min(map(len, own)) * len(own)
-    allowed = [n for n in range(len(own), most + 1, len(own)) if particles % n == 0]
+    shared = 0 if particles is None else particles
+    allowed = [n for n in range(len(own), most + 1, len(own)) if shared % n == 0]
     if count not in allowed:
         there = f"{len(devices)} devices" + (f" of {len(own)} processes" if len(own) > 1 else "")
         numbers = ", ".join(map(str, allowed)) or "no number at all"
-        raise ConfigError(
-            f"{count} devices cannot be used: there are {there}, and {particles} particles to share equally. "
-            f"Possible: {numbers}. Or give another number of particles."
-        )
+        work = "" if particles is None else f", and {particles} particles to share equally"
+        raise ConfigError(f"{count} devices cannot be used: there are {there}{work}. Possible: {numbers}.")
     return [device for group in own for device in group[: count // len(own)]]
 
 
@@ -87,20 +87,36 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda leaf: placed(leaf, everywhere) if eqx.is_array(leaf) else leaf, tree)
 
 
-def gathered(tree: PyTree) -> PyTree:
-    """The same tree with arrays that this process has whole. All processes must call it."""
+def gathered(tree: PyTree, keep: bool) -> PyTree:
+    """The same tree with all arrays whole in this process; every process must call it.
+
+    Args:
+      tree: arrays may be spread over processes.
+      keep: whether this process wants them. If not, there is nothing in their place.
+    """
 
     def one(leaf):
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return leaf
-        everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())  # pyright: ignore (of a mesh)
-        return jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
+        whole = _gather(NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)  # pyright: ignore (of a mesh)
+        # To the host at once: the devices have room for one such array, not for all.
+        return on_this(whole, np.asarray) if keep else None
 
     return jax.tree.map(one, tree)
 
 
-def on_this(tree: PyTree) -> PyTree:
-    """A tree whose arrays are the same everywhere, as arrays of this process's first device."""
+@functools.cache
+def _gather(everywhere: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda leaf: leaf, out_shardings=everywhere)
+
+
+def on_this(tree: PyTree, kind: Callable[[np.ndarray], Any] = jnp.asarray) -> PyTree:
+    """A tree whose arrays are the same everywhere, as arrays of this process alone.
+
+    Args:
+      tree: of arrays that every device has whole.
+      kind: what they become, but for keys, which are JAX's: arrays of JAX or of numpy.
+    """
 
     def one(leaf):
         if not isinstance(leaf, jax.Array):
@@ -108,6 +124,6 @@ def on_this(tree: PyTree) -> PyTree:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             data = np.asarray(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(leaf))
-        return jnp.asarray(np.asarray(leaf))
+        return kind(np.asarray(leaf))
 
     return jax.tree.map(one, tree)

@@ -257,7 +257,7 @@ class PopulationTraining:
     def _save(self, folder: Path) -> None:
         about = {"identity": self._identity, "done": [member.done for member in self.members]}
         self.together.check_same([member.theta for member in self.members], DRIFTED)
-        kept = gathered(self._kept())
+        kept = gathered(self._kept(), self.together.first)
         self.together.told(lambda: checkpoints.save(folder, self.done, kept, about))
 
 

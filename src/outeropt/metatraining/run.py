@@ -256,7 +256,8 @@ class MetaTraining:
 
     def _save(self, folder: Path) -> None:
         self.together.check_same(self._state.theta, DRIFTED)
-        kept, about = gathered(self._kept()), {"identity": self._identity, "done": self.done}
+        kept = gathered(self._kept(), self.together.first)
+        about = {"identity": self._identity, "done": self.done}
         self.together.told(lambda: checkpoints.save(folder, self.done, kept, about))
 
 

@@ -127,6 +127,7 @@ class PES(TruncatedPairs):
 
 
 def _told(outcomes: Outcome, keys: Key[Array, " rows"], over: Bool[Array, " rows"]) -> Told:
+    """What the truncation says of this device's pairs."""
     compared = comparison(outcomes)
     counts = jnp.all(outcomes.counts, axis=2)
     fresh = jnp.cumsum(jnp.any(outcomes.fresh, axis=2).astype(jnp.int32), axis=1) > 0
