@@ -40,6 +40,12 @@ def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(known, numerator / torch.where(known, denominator, 1.0), 0.0)
 
 
+def add_number(values: Tensors, number: Tensor) -> None:
+    """Adds a number to every entry, in place. torch's own form for lists waits for the GPU to know it."""
+    for value in values:
+        value.add_(number)
+
+
 def blocks(*lists: Tensors) -> list[tuple[list[Tensor], ...]]:
     """Lists of tensors of the same shapes in pieces, for several operations on one piece after another.
 

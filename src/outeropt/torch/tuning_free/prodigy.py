@@ -6,7 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outeropt.torch.arithmetic import Tensors, absolute_sum, blocks, decayed, inner, quotient, total
+from outeropt.torch.arithmetic import (
+    Tensors,
+    absolute_sum,
+    add_number,
+    blocks,
+    decayed,
+    inner,
+    quotient,
+    total,
+)
 from outeropt.torch.optimizer import Batch, Optimizer, Params
 
 
@@ -136,7 +145,7 @@ class Prodigy(Optimizer):
                 if group["weight_decay"] and group["decouple"]:
                     torch._foreach_mul_(params, 1.0 - group["weight_decay"] * step)
                 roots = torch._foreach_sqrt(squares)
-                torch._foreach_add_(roots, estimate * group["eps"])
+                add_number(roots, estimate * group["eps"])
                 torch._foreach_div_(roots, -ahead)
                 torch._foreach_addcdiv_(params, means, roots)
 

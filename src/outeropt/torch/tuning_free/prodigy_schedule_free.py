@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outeropt.torch.arithmetic import absolute_sum, blocks, inner, quotient, total
+from outeropt.torch.arithmetic import absolute_sum, add_number, blocks, inner, quotient, total
 from outeropt.torch.optimizer import Batch, Params
 from outeropt.torch.tuning_free.schedule_free import Averaged, average, follow
 
@@ -105,7 +105,7 @@ class ProdigyScheduleFree(Averaged):
                 batch.grads, batch.params, batch.state("z"), batch.state("exp_avg_sq")
             ):
                 roots = torch._foreach_sqrt(squares)
-                torch._foreach_add_(roots, shared["d"] * group["eps"])
+                add_number(roots, shared["d"] * group["eps"])
                 torch._foreach_div_(roots, -step * shared["d"])
                 moves = torch._foreach_div(grads, roots)
                 if group["weight_decay"]:
