@@ -1,5 +1,6 @@
 """MLPNominal: AdafacMLP's network beside a hand-designed step and a weight decay, which it may scale."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -81,7 +82,7 @@ class MLPNominal(MomentMLP):
         if own["selfnormalize_blackbox"]:
             step = step * means[-1]
         if own["nominal_stepsize"]:
-            nominal = scale(1) if own["nominal_controller"] else torch.exp(step.new_tensor(scales[1]))
+            nominal = scale(1) if own["nominal_controller"] else math.exp(scales[1])
             estimate = ESTIMATES[own["nominal_grad_estimator"]](sources)
             step = step + own["nominal_stepsize"] * nominal * estimate
         if own["weight_decay"]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from outeropt.errors import ConfigError
 from outeropt.torch.learned import moments
 from outeropt.torch.learned.base import LearnedOptimizer
-from outeropt.torch.learned.moments import FEATURES, FULL, Decays, Sources
+from outeropt.torch.learned.moments import FEATURES, FULL, ORDER, SIDE, TIME_SCALES, Decays, Sources
 from outeropt.torch.optimizer import Batch
 
 
@@ -26,11 +26,15 @@ class Network(NamedTuple):
     """The network and what its inputs are averaged with.
 
     Attributes:
-      layers: weight `[outputs, inputs]` and bias `[outputs, 1]` of each.
+      layers: weight `[outputs, inputs]` and bias `[outputs, 1]` of each; the first without the time.
+      time: weight `[outputs, times]` of the time in the first layer.
+      scales: those of the time.
       decays: shares of new gradients in the averages.
     """
 
     layers: list[tuple[Tensor, Tensor]]
+    time: Tensor
+    scales: Tensor
     decays: Decays
 
 
@@ -66,14 +70,17 @@ class MomentMLP(LearnedOptimizer):
 
     def prepare(self, weights: dict[str, Tensor]) -> Network:
         widths = [self.settings["hidden_size"]] * self.settings["hidden_layers"]
-        sizes = [FEATURES + len(moments.TIME_SCALES), *widths, self.outputs]
+        sizes = [FEATURES + len(TIME_SCALES), *widths, self.outputs]
         layers = []
         for index, (inputs, outputs) in enumerate(pairwise(sizes)):
             weight, bias = (weights[f"net.layers[{index}].{part}"] for part in ("weight", "bias"))
             if weight.shape != (inputs, outputs):
                 raise ValueError(f"layer {index} maps {weight.shape[0]} inputs to {weight.shape[1]} outputs")
             layers.append((weight.T.contiguous(), bias[:, None]))
-        return Network(layers, moments.learned_decays(weights))
+        (first, bias), *rest = layers
+        layers = [(first[:, list(ORDER)], bias), *rest]
+        scales = torch.tensor(TIME_SCALES).to(first)
+        return Network(layers, first[:, FEATURES:], scales, moments.learned_decays(weights))
 
     def begin(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         del group
@@ -81,12 +88,11 @@ class MomentMLP(LearnedOptimizer):
 
     def move(self, batches: list[Batch], shared: dict[str, Tensor], value: Tensor | None) -> None:
         count = shared["count"]
-        time = moments.tanh_embedding(count)
         for batch in batches:
             factor = -self.schedule(count, batch.group["num_steps"]) * batch.group["lr"]
             for param, grad, state in zip(batch.params, batch.grads, batch.states):
                 if param.numel():
-                    self.move_tensor(torch.atleast_1d(param), torch.atleast_1d(grad), state, time, factor)
+                    self.move_tensor(torch.atleast_1d(param), torch.atleast_1d(grad), state, count, factor)
         count.add_(1)
 
     def schedule(self, count: Tensor, num_steps: int | None) -> Tensor:
@@ -99,16 +105,16 @@ class MomentMLP(LearnedOptimizer):
         return 0.5 * (1.0 + torch.cos(math.pi * progress))
 
     def move_tensor(
-        self, param: Tensor, grad: Tensor, state: dict[str, Tensor], time: Tensor, factor: Tensor
+        self, param: Tensor, grad: Tensor, state: dict[str, Tensor], count: Tensor, factor: Tensor
     ) -> None:
         """One step of one tensor of rank 1 or more, in place."""
-        layers, decays = self.network(param)
+        layers, time, scales, decays = self.network(param)
         moments.advance_factored(state, grad, decays)
         whole = Sources.of(grad, param, state)
         narrow = param.device.type == "cpu" and not torch.compiler.is_compiling()
         places = cuts(param.shape, BLOCK if narrow else WIDE_BLOCK)
         parts = [(whole.part(*place), place[2] / param.shape[place[0]]) for place in places]
-        scratch = param.new_empty(len(FULL) * max(part.grad.numel() for part, _ in parts))
+        scratch = param.new_empty(FULL * max(part.grad.numel() for part, _ in parts))
 
         full, squares = scratch, param.new_zeros(FEATURES)
         for part, share in parts:
@@ -116,8 +122,8 @@ class MomentMLP(LearnedOptimizer):
             full = part.full(scratch)
             squares += share * mean_squares(full, part)
         first, bias = layers[0]
-        bias = torch.addmv(bias[:, 0], first[:, FEATURES:], time.to(param))[:, None]
-        layers = [(first[:, :FEATURES] * torch.rsqrt(1e-5 + squares), bias), *layers[1:]]
+        bias = torch.addmv(bias[:, 0], time, moments.tanh_embedding(count.to(param), scales))[:, None]
+        layers = [(first * torch.rsqrt(1e-5 + squares), bias), *layers[1:]]
 
         def outputs() -> Iterator[tuple[Tensor, Sources, float]]:
             for part, share in parts:
@@ -146,12 +152,8 @@ def cuts(shape: Sequence[int], most: int) -> list[tuple[int, int, int]]:
 
 def mean_squares(full: Tensor, part: Sources) -> Tensor:
     """The mean square of each of the 28 features."""
-    places, values = list(FULL), [torch.linalg.vector_norm(full, dim=1).square() / full.shape[1]]
-    for side, targets in part.constant():
-        for target in targets:
-            places += target
-            values.append(side.reshape(len(side), -1).square().mean(dim=1))
-    return torch.cat(values)[sorted(range(FEATURES), key=places.__getitem__)]
+    sides = [side.reshape(SIDE, -1).square().mean(dim=1) for side in part.sides()]
+    return torch.cat([torch.linalg.vector_norm(full, dim=1).square() / full.shape[1], sides[0], sides[-1]])
 
 
 def evaluate(layers: list[tuple[Tensor, Tensor]], full: Tensor, part: Sources) -> Tensor:
@@ -160,11 +162,14 @@ def evaluate(layers: list[tuple[Tensor, Tensor]], full: Tensor, part: Sources) -
     A feature that is constant along an axis meets its weights before it is spread out.
     """
     first, bias = layers[0]
-    units = (torch.cat([first[:, :13], first[:, 25:]], dim=1) @ full).view(-1, *part.grad.shape)
-    for index, (side, targets) in enumerate(part.constant()):
-        weights = [torch.cat([first[:, t[0] : t[0] + 3], first[:, t[3] : t[3] + 3]], dim=1) for t in targets]
-        small = torch.stack(weights).sum(dim=0) @ side.view(len(side), -1)
-        units += (small if index else small + bias).view(-1, *side.shape[1:])
+    units = (first[:, :FULL] @ full).view(-1, *part.grad.shape)
+    weights = [first[:, FULL : FULL + SIDE], first[:, FULL + SIDE :]]
+    sides = part.sides()
+    if len(sides) == 1:
+        weights = [weights[0] + weights[1]]
+    for weight, side in zip(weights, sides):
+        units += torch.addmm(bias, weight, side.reshape(SIDE, -1)).view(-1, *side.shape[1:])
+        bias = torch.zeros_like(bias)
     units = units.view(len(units), -1)
     for weight, bias in layers[1:]:
         units = torch.addmm(bias, weight, units.relu_())

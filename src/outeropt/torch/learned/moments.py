@@ -4,7 +4,7 @@ Equations as in `outeropt.learned.moments` and `features`: Metz et al. 2022, arX
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +16,10 @@ FACTORED = (0.9, 0.99, 0.999)
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 
 FEATURES = 28
-FULL = (*range(13), *range(25, 28))
-"""Features that every parameter has for itself, in the order of `Sources.full`."""
-ROW, COLUMN = (13, 14, 15, 19, 20, 21), (16, 17, 18, 22, 23, 24)
-"""Features that are constant along an axis, in the order of `Sources.constant`."""
+FULL, SIDE = 16, 6
+"""Features that every parameter has for itself; features of averages over rows, and as many over columns."""
+ORDER = (*range(13), *range(25, 28), *(13, 14, 15, 19, 20, 21), *(16, 17, 18, 22, 23, 24))
+"""Places, in published networks, of the features as they are made here: `FULL`, rows, columns."""
 
 
 class Decays(NamedTuple):
@@ -41,9 +41,9 @@ def learned_decays(theta: dict[str, Tensor]) -> Decays:
     return Decays(*shares)
 
 
-def tanh_embedding(step: Tensor) -> Tensor:
+def tanh_embedding(step: Tensor, scales: Tensor) -> Tensor:
     """`tanh(step / s - 1)` for each of the eleven `TIME_SCALES` s."""
-    return torch.tanh(step / torch.tensor(TIME_SCALES, dtype=step.dtype, device=step.device) - 1.0)
+    return torch.tanh(step / scales - 1.0)
 
 
 def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
@@ -139,8 +139,8 @@ class Sources(NamedTuple):
         self.rms.lerp_(self.grad * self.grad, decays.rms[0])
 
     def full(self, scratch: Tensor) -> Tensor:
-        """The features `FULL`, `[16, coordinates]`, in the memory of a vector that is long enough."""
-        made = scratch[: len(FULL) * self.grad.numel()].view(len(FULL), *self.grad.shape)
+        """The first features, `[FULL, coordinates]`, in the memory of a vector that is long enough."""
+        made = scratch[: FULL * self.grad.numel()].view(FULL, *self.grad.shape)
         made[0].copy_(self.grad)
         made[1].copy_(self.param)
         made[2:5].copy_(self.momentum)
@@ -154,17 +154,15 @@ class Sources(NamedTuple):
             made[13:16].mul_(self.col_factor)
         made[10:13].mul_(self.grad)
         made[13:16].mul_(self.momentum)
-        return made.view(len(FULL), -1)
+        return made.view(FULL, -1)
 
-    def constant(self) -> list[tuple[Tensor, tuple[tuple[int, ...], ...]]]:
-        """The features of row and column averages, `[6, ...]`, each with their places among all features.
+    def sides(self) -> list[Tensor]:
+        """The features of rows and of columns, `[SIDE, *shape]` with length 1 along an axis.
 
-        They are the averages and one over their roots. Below rank 2 there is one average, in both places.
+        They are the averages and one over their roots. Below rank 2 there are rows alone, for both.
         """
-        sides: list[Any] = [(self.row, (ROW, COLUMN))]
-        if self.col is not None:
-            sides = [(self.row, (ROW,)), (self.col, (COLUMN,))]
-        return [(torch.cat([side, torch.rsqrt(side + 1e-8)]), places) for side, places in sides]
+        averages = [self.row] if self.col is None else [self.row, self.col]
+        return [torch.cat([average, torch.rsqrt(average + 1e-8)]) for average in averages]
 
 
 def as_channels(values: Tensor, rank: int) -> Tensor:
