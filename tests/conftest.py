@@ -19,6 +19,8 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("OUTEROPT_CACHE_DIR", tempfile.mkdtemp(prefix="outeropt-test-cache-"))
 os.environ.setdefault("OUTEROPT_OFFLINE", "1")
+# Which Keras is imported with; TensorFlow, its default, is not here.
+os.environ.setdefault("KERAS_BACKEND", "jax")
 _NEAR = Path(__file__).parents[2] / "shared" / "data"
 if _NEAR.is_dir():
     os.environ.setdefault("OUTEROPT_DATA_DIR", str(_NEAR))

@@ -21,7 +21,8 @@ FLOORS = (
     ("sweep", "selftuning", "learned"),
     ("metatraining", "search"),
     ("amalgamation",),
-    ("bench", "torch", "keras", "algoperf"),
+    ("bench", "torch", "algoperf"),
+    ("keras",),
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
