@@ -18,8 +18,9 @@ from outeropt.torch.optimizer import Batch
 
 SCHEDULES = ("constant", "linear", "cosine")
 
-# Coordinates of a part of a tensor whose features are written down together: on a CPU they stay in the cache.
-BLOCK, WIDE_BLOCK = 32_768, 2**20
+# Coordinates of a part of a tensor whose features are written down together. With smaller ones a CPU spends its
+# time on calls, with larger ones it waits for memory (benchmarks/torch_learned_step.py).
+BLOCK, WIDE_BLOCK = 65_536, 2**20
 
 
 class Network(NamedTuple):

@@ -12,7 +12,7 @@ from outeropt.torch.optimizer import Batch
 
 
 # Coordinates for which the network runs at once: on a CPU what it makes of them stays in the cache.
-BLOCK, WIDE_BLOCK = 16_384, 2**18
+BLOCK, WIDE_BLOCK = 8192, 2**18
 
 # The step in units of `output_scale`, from the network's output and the scaled mean and gradient.
 _MOVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
