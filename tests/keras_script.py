@@ -246,9 +246,9 @@ def check_files_are_names():
 def check_errors():
     raises("'prodigi'", lambda: outeropt.keras.load("prodigi"))
     raises("needs the length of the run", lambda: fit(model(outeropt.keras.load("learned:small_fc"))))
-    needing = {"one_pass:adamw": {}, "metaopt": {"settings": {"estimator": "fake"}}}
+    needing = {"one_pass:adamw": {}, "metaopt": {"settings": {"estimator": "fake"}}, "momo": {}}
     if BACKEND == "jax":
-        needing |= {"momo": {}, "sam:sgd": {}}
+        needing |= {"sam:sgd": {}}
     for name, given in needing.items():
         if name in outeropt.keras.names() or ":" in name:
             raises("looks at the loss", lambda n=name, g=given: fit(model(outeropt.keras.load(n, **g))))
@@ -259,7 +259,7 @@ def check_errors():
     if BACKEND == "jax":
         raises("does not fit", lambda: made.optimizer.load_own_variables(store))
     else:
-        raises("No PyTorch optimizer", lambda: outeropt.keras.load("momo"))
+        raises("No PyTorch optimizer", lambda: outeropt.keras.load("lion"))
 
 
 for check in [value for name, value in list(globals().items()) if name.startswith("check_")]:
