@@ -213,6 +213,17 @@ def check_weights_that_do_not_learn_stay():
     np.testing.assert_array_equal(made.layers[0].get_weights()[0], before)
 
 
+def check_randomness_is_part_of_the_state():
+    if "noisy_sgd" in outeropt.keras.names():
+        made = model(outeropt.keras.load("noisy_sgd"))
+        fit(made)
+        made.save(FOLDER / "model.keras")
+        again = keras.models.load_model(FOLDER / "model.keras")
+        fit(made)
+        fit(again)
+        np.testing.assert_array_equal(weights(again), weights(made))
+
+
 def check_averages():
     name = "schedule_free_adamw"
     if name not in outeropt.keras.names():

@@ -168,7 +168,7 @@ def test_the_length_of_the_run_is_asked_for():
         (AdafacMLP, "small_fc", {"schedule": "liner"}, "no schedule = 'liner'; give one of constant"),
         (AdafacMLP, "small_fc", {"hidden_size": 5}, "does not fit AdafacMLP"),
         (AdafacMLP, "small_fc", {"hidden_layers": 3}, "does not fit AdafacMLP"),
-        (AdafacMLP, "amalgam-mean-1", {}, "holds a RNNProp, not a AdafacMLP"),
+        (AdafacMLP, "amalgam-mean-1", {}, "is of architecture RNNProp, not AdafacMLP"),
         (MLPNominal, "mlp_nominal", {"nominal_grad_estimator": "Adm"}, "give one of SGD, SGDM"),
         (MLPNominal, "mlp_nominal", {"exp_mult": (1.0,)}, "three numbers"),
         (MLPNominal, "mlp_nominal", {"weight_decay": -1.0}, "weight_decay must be at least 0"),

@@ -78,15 +78,16 @@ def engine() -> type[Engine]:
     )
 
 
-def full_name(name: str | Path, learned: Sequence[str]) -> str:
+def full_name(word: str, names: Sequence[str]) -> str:
     """The name under which everything else knows an optimizer.
 
     Args:
-      name: a name, one of `learned`, or a file or folder of a learned optimizer.
-      learned: the names of weights that ship with the package.
+      word: a name, with or without `learned:`, or else a file or folder of a learned optimizer.
+      names: those that there are.
     """
-    word = str(name)
-    return f"learned:{word}" if word in learned or (word and Path(word).exists()) else word
+    if word in names or not word:
+        return word
+    return f"learned:{word}" if f"learned:{word}" in names or Path(word).exists() else word
 
 
 def needs_more(name: str, error: OuteroptError) -> OuteroptError:

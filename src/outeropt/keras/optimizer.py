@@ -56,6 +56,7 @@ class Optimizer(keras.optimizers.Optimizer):
         self.engine = made
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Makes the state for the variables of a model; Keras calls it before the first step."""
         if not self.built:
             super().build(variables)
             self.engine.build(self, variables)
@@ -65,11 +66,17 @@ class Optimizer(keras.optimizers.Optimizer):
         self.engine.step(grads, trainable_variables, learning_rate)
 
     def save_own_variables(self, store: Any) -> None:
+        """Writes the state; Keras calls it when a model is saved."""
         super().save_own_variables(store)
         if self.built:
             self.engine.save(store)
 
     def load_own_variables(self, store: Any) -> None:
+        """Reads what `save_own_variables` wrote.
+
+        Raises:
+          OuteroptError: it is of another optimizer or model.
+        """
         numbered = [key for key in store.keys() if key.isdigit()]  # noqa: SIM118 (no mapping)
         shapes = [tuple(np.shape(store[str(index)])) for index in range(len(numbered))]
         if shapes != [tuple(variable.shape) for variable in self.variables]:
@@ -84,6 +91,7 @@ class Optimizer(keras.optimizers.Optimizer):
             self.engine.load(store)
 
     def get_config(self) -> dict[str, Any]:
+        """What the optimizer is made of again from a saved model."""
         return {
             **super().get_config(),
             "optimizer": self.engine.name,

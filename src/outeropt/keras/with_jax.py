@@ -25,7 +25,7 @@ class JaxEngine(Engine):
         return optimizers.names()
 
     def __init__(self, name: str, num_steps: int | None, settings: Mapping[str, Any]):
-        super().__init__(full_name(name, learned.names()), num_steps, settings)
+        super().__init__(full_name(name, self.names()), num_steps, settings)
         word, _, rest = self.name.partition(":")
         if word == "learned" and self.settings:
             self.optimizer = learned.load(rest).with_settings(**self.settings)

@@ -11,7 +11,6 @@ import torch
 import outeropt.torch
 from outeropt.errors import OuteroptError
 from outeropt.keras.engines import Engine, full_name, needs_more
-from outeropt.torch.learned import files
 
 
 # What the entries of a store are called that hold the state.
@@ -26,7 +25,7 @@ class TorchEngine(Engine):
         return outeropt.torch.names()
 
     def __init__(self, name: str, num_steps: int | None, settings: Mapping[str, Any]):
-        super().__init__(full_name(name, files.names()), num_steps, settings)
+        super().__init__(full_name(name, self.names()), num_steps, settings)
         # Of one parameter, so that mistakes are told now.
         self.inner = self._make([torch.nn.Parameter(torch.zeros(1))])
 

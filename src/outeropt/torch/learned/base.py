@@ -42,7 +42,7 @@ class LearnedOptimizer(Optimizer):
     ):
         kind, found = type(self).__name__, files.read(weights)
         if found.architecture != kind:
-            raise ConfigError(f"{found.source} holds a {found.architecture}, not a {kind}.")
+            raise ConfigError(f"{found.source} is of architecture {found.architecture}, not {kind}.")
         for name in settings:
             if name not in found.settings:
                 raise unknown_name(f"setting of {kind}", name, found.settings, ", ".join(found.settings))

@@ -18,8 +18,8 @@ from outeropt.torch.optimizer import Batch
 
 SCHEDULES = ("constant", "linear", "cosine")
 
-# Coordinates of a part of a tensor whose features are written down together. With smaller ones a CPU spends its
-# time on calls, with larger ones it waits for memory (benchmarks/torch_learned_step.py).
+# Coordinates of a part of a tensor whose features are written down together. With smaller parts a CPU spends
+# its time on calls, with larger ones it waits for memory (benchmarks/torch_learned_step.py).
 BLOCK, WIDE_BLOCK = 65_536, 2**20
 
 
