@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import optax
 from jax.core import Tracer
 from jaxtyping import Array, PRNGKeyArray, PyTree
@@ -196,3 +197,19 @@ def resolve(name: str, leaves: Collection[str]) -> str:
         raise UnknownName(f"Hyperparameter {name!r} is ambiguous; say which: {', '.join(ends)}.")
     error = unknown_name("hyperparameter", name, leaves)
     raise UnknownName(f"{error} This optimizer has: {', '.join(leaves) or 'none'}.")
+
+
+def evaluates_apart(optimizer: Optimizer, state: OptState, params: Params) -> bool:
+    """Whether `eval_params` gives anything but the parameters that it is given.
+
+    The arrays of `state` and `params` may be `ShapeDtypeStruct`s.
+    """
+    same = []
+
+    def point(state, params):
+        found = optimizer.eval_params(state, params)
+        same.extend(new is old for new, old in zip(jax.tree.leaves(found), jax.tree.leaves(params)))
+        return found
+
+    jax.eval_shape(point, state, params)
+    return not all(same)

@@ -18,7 +18,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from outeropt.algoperf.names import LOSS_NAMES
 from outeropt.errors import OuteroptError
-from outeropt.optimizer import Optimizer, OptState, Params
+from outeropt.optimizer import Optimizer, OptState, Params, evaluates_apart
 
 
 # What the baselines add to the norm before they divide by it.
@@ -55,7 +55,7 @@ class Layout:
         """The layout of a state; its arrays may be `ShapeDtypeStruct`s."""
         leaves, structure = jax.tree.flatten(state)
         keys = tuple(_generator(leaf) for leaf in leaves)
-        return cls(structure, keys, jax.tree.structure(params), _evaluates_apart(optimizer, state, params))
+        return cls(structure, keys, jax.tree.structure(params), evaluates_apart(optimizer, state, params))
 
     def pack(self, state: OptState, params: Params) -> dict[str, list[Array]]:
         """What the harness keeps."""
@@ -249,16 +249,3 @@ def _generator(leaf: Any) -> str | None:
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return None
     return str(jax.random.key_impl(leaf))
-
-
-def _evaluates_apart(optimizer: Optimizer, state: OptState, params: Params) -> bool:
-    """Whether `eval_params` gives anything but the parameters that it is given."""
-    same = []
-
-    def point(state, params):
-        found = optimizer.eval_params(state, params)
-        same.extend(new is old for new, old in zip(jax.tree.leaves(found), jax.tree.leaves(params)))
-        return found
-
-    jax.eval_shape(point, state, params)
-    return not all(same)
