@@ -5,20 +5,21 @@
     python benchmarks/executors.py tiny           # 10 000 trials of one step through driver and store
     python benchmarks/executors.py tiny --lanes 1 # the same, a chunk for every two trials
 
-`overhead` runs one sweep of a few chunks of the default size twice with each executor, one worker and one
-device for a chunk, and times the second, when programs are compiled and workers know their data. The time a
-chunk takes in this process is the reference. Each line of `scaling` and `tiny` is a process of its own.
+`overhead` runs sweeps of a few chunks of the default size with each executor, one worker and one device a
+chunk, and times those after the first, when programs are compiled. Ray and this process, which is the
+reference, take turns; printed are medians and ranges. Each line of `scaling` and `tiny` is a process of its
+own.
 """
 
 import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -38,27 +39,30 @@ def swept(task: str, executor: Executor | None, chunks: int, steps: int, first_r
     return time.perf_counter() - began
 
 
-def overhead(task: str, steps: int, chunks: int) -> None:
-    folder = Path(tempfile.mkdtemp())
-    makers: dict[str, Callable[[], Executor]] = {
-        "this process": lambda: InProcess(jax.local_devices()[:1]),
-        "Ray, one worker": Ray,
-        "processes, one after the other": lambda: Slurm(folder, "local", parallel=1),
-    }
-    print("| chunks of 32 trials run in | first sweep, s | seconds a chunk | overhead |\n|---|---|---|---|")
-    reference = None
-    for name, make in makers.items():
-        if name.startswith("Ray"):
-            import ray
+def overhead(task: str, steps: int, chunks: int, rounds: int = 3) -> None:
+    import ray
 
-            ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-        with make() as executor:
-            began = time.perf_counter()
-            first = swept(task, executor, chunks, steps)
-            first = time.perf_counter() - began
-            second = swept(task, executor, chunks, steps, 1.1e-4) / chunks
-        reference = reference or second
-        print(f"| {name} | {first:.1f} | {second:.2f} | {second / reference - 1:+.1%} |", flush=True)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    folder = Path(tempfile.mkdtemp())
+    here, far = InProcess(jax.local_devices()[:1]), Ray()
+    executors: dict[str, Executor] = {"this process": here, "Ray, one worker": far}
+    times: dict[str, list[float]] = {name: [] for name in executors}
+    first = {name: swept(task, executor, chunks, steps) for name, executor in executors.items()}
+    for number in range(rounds):  # in turns, for the machine is not always the same
+        for name, executor in executors.items():
+            rate = 1e-4 * (1.1 + number / 10)
+            times[name].append(swept(task, executor, chunks, steps, rate) / chunks)
+    far.close()
+    ray.shutdown()
+    with Slurm(folder, "local", parallel=1) as executor:
+        first["processes, one after the other"] = swept(task, executor, chunks, steps)
+        times["processes, one after the other"] = [swept(task, executor, chunks, steps, 1.1e-4) / chunks]
+    print("| chunks of 32 trials run in | first sweep, s | seconds a chunk | overhead |\n|---|---|---|---|")
+    reference = statistics.median(times["this process"])
+    for name, found in times.items():
+        middle = statistics.median(found)
+        spread = f" ({min(found):.2f} to {max(found):.2f})" if len(found) > 1 else ""
+        print(f"| {name} | {first[name]:.1f} | {middle:.2f}{spread} | {middle / reference - 1:+.1%} |")
 
 
 def child(*words: str, **environment: str) -> dict[str, float]:
@@ -116,7 +120,7 @@ def tiny(count: int, lanes: str) -> None:
             set="tiny",
         )
         seconds = time.perf_counter() - began
-        size = Path(f"{folder}/runs.db").stat().st_size
+        size = sum(path.stat().st_size for path in Path(folder).glob("runs.db*"))  # with its log
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "mb": peak, "store_kb": size / 1024}))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -105,5 +106,7 @@ def _get_ready(devices: Sequence[Device]) -> None:
     use_all_cores()
     with contextlib.suppress(RuntimeError):
         if devices[0].platform == "cpu":
+            # XLA's threads: one for each device, as other workers have the other cores.
+            os.environ.setdefault("NPROC", str(len(devices)))
             jax.config.update("jax_platforms", "cpu")
             jax.config.update("jax_num_cpu_devices", len(devices))
