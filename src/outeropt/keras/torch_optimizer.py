@@ -3,8 +3,8 @@
 It moves the model's own tensors. Its state is not in Keras variables: most of it begins with the first step.
 """
 
-import io
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -16,8 +16,8 @@ from outeropt.errors import ConfigError, OuteroptError
 from outeropt.keras.base import KerasOptimizer, needs_more
 
 
-STATE = "torch"
-"""Under which name the state lies in a saved model, as the bytes of a `state_dict`."""
+FORM, TENSOR = "torch_form", "torch_tensor_"
+"""How the entries of a saved model are called that hold the state: JSON, and its tensors by number."""
 
 
 @keras.saving.register_keras_serializable(package="outeropt", name="Optimizer")
@@ -90,25 +90,34 @@ class Optimizer(KerasOptimizer):
         """Puts Keras's numbers and the state into a store."""
         super().save_own_variables(store)
         if self._inner is not None:
-            file = io.BytesIO()
-            torch.save(self._inner.state_dict(), file)
-            store[STATE] = np.frombuffer(file.getvalue(), np.uint8)
+            tensors: list[torch.Tensor] = []
+            form = json.dumps(_taken_apart(self._inner.state_dict(), tensors))
+            store[FORM] = np.frombuffer(form.encode(), np.uint8)
+            for number, tensor in enumerate(tensors):
+                # numpy has no bfloat16, and float32 has all its numbers.
+                wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+                store[f"{TENSOR}{number}"] = wide.detach().cpu().numpy()
 
     def load_own_variables(self, store: Any) -> None:
         """Sets Keras's numbers and the state to saved ones."""
-        super().load_own_variables({name: store[name] for name in store.keys() if name != STATE})  # noqa: SIM118
-        if self._inner is not None and STATE in store.keys():  # noqa: SIM118
-            file = io.BytesIO(np.asarray(store[STATE]).tobytes())
-            device = self._rate().device
-            self._inner.load_state_dict(torch.load(file, weights_only=True, map_location=device))
+        names = list(store.keys())
+        super().load_own_variables({name: store[name] for name in names if not name.startswith("torch_")})
+        if self._inner is not None and FORM in names:
+            form = json.loads(np.array(store[FORM]).tobytes())
+            self._inner.load_state_dict(
+                _together(form, lambda number: np.array(store[f"{TENSOR}{number}"]), self._rate().device)
+            )
 
 
 def _make(method: str, params: Any, num_steps: int | None, settings: dict[str, Any]) -> Any:
     """The torch optimizer, which is told the length of the run if it asks for it."""
     name = f"learned:{method}" if f"learned:{method}" in outeropt.torch.names() else method
+    word, _, weights = name.partition(":")
     timed = {} if num_steps is None else {"num_steps": num_steps}
     for told in [timed, {}] if timed else [{}]:
         try:
+            if word == "learned":
+                return outeropt.torch.load(weights, params, **settings, **told)
             return outeropt.torch.get(name, params, **settings, **told)
         except TypeError as error:
             if not (told and "num_steps" in str(error)):
@@ -131,3 +140,29 @@ def _try(method: str, num_steps: int | None, settings: dict[str, Any]) -> Any:
     except OuteroptError as error:
         raise needs_more(method, error) from None
     return made
+
+
+def _taken_apart(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """A state as JSON, with its tensors in a list."""
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        return {"tensor": len(tensors) - 1, "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, dict):
+        return {"dict": [[key, _taken_apart(entry, tensors)] for key, entry in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_taken_apart(entry, tensors) for entry in value]}
+    return {"plain": value}
+
+
+def _together(form: Any, array: Callable[[int], np.ndarray], device: torch.device) -> Any:
+    """The inverse of `_taken_apart`."""
+    ((kind, value), *rest) = form.items()
+    if kind == "tensor":
+        return torch.tensor(array(value), dtype=getattr(torch, dict(rest)["dtype"]), device=device)
+    if kind == "dict":
+        return {key: _together(entry, array, device) for key, entry in value}
+    if kind in ("list", "tuple"):
+        entries = [_together(entry, array, device) for entry in value]
+        return tuple(entries) if kind == "tuple" else entries
+    return value
