@@ -1,6 +1,7 @@
 """Strict settings for every test, and the places where data and caches are."""
 
 import gc
+import itertools
 import os
 import sys
 import tempfile
@@ -27,6 +28,8 @@ if _NEAR.is_dir():
 
 import jax  # noqa: E402
 
+from outeropt.compiling import make_room  # noqa: E402
+
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -42,3 +45,14 @@ def _forget_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+_counted = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _make_room():
+    """The same within a file of hundreds of programs, where they have become too many."""
+    yield
+    if next(_counted) % 20 == 0:
+        make_room()
