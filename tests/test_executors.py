@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from outeropt import Store, grid, optimizers, sweep, tasks
-from outeropt._sweep import Executor
+from outeropt._sweep import Executor, drive, planned
 from outeropt._sweep.executors.base import Site
 from outeropt._sweep.executors.resources import Resources, memory_of
 from outeropt._sweep.job import perform
@@ -77,6 +77,18 @@ def test_a_class_of_two_methods_is_an_executor(task, options, tmp_path):
         again = Recorded()
         same(here, sweep(task, executor=again, store=store, set="s", **options))
         assert not again.jobs
+
+
+def test_sweeps_that_share_chunks_run_them_once(task, options, tmp_path):
+    executor, told = Recorded(), []
+    how = {"episodes": 1, "eval_batches": 1, "last_eval_batches": 1, "optimizer_name": "adam"}
+    with Store(tmp_path / "runs.db") as store:
+        sweeps = [
+            planned(task, **options, **how, store=store, set=name, devices=executor.devices) for name in "ab"
+        ]
+        first, second = drive(sweeps, executor, told.append)
+    same(first, second)
+    assert len(executor.jobs) == 4 and sum(told) == pytest.approx(16)
 
 
 def test_a_chunk_says_what_it_needs(task, options):

@@ -155,11 +155,16 @@ def drive(
     for whole in sweeps:
         begun.append(whole)
         whole.begin(report, again=keep is not None)
-        for job in whole.jobs(report):
-            while len(under_way) >= executor.width:
+        for job in whole.jobs():
+            # Another of the sweeps may have the same chunk under way: then its trials are waited for.
+            while any(other.id == job.id for _, other, _ in under_way.values()):
                 collect()
+            if whole.has(job, report):
+                continue
             tally = _Tally(job.chunk.lanes, report)
             under_way[executor.submit(job, tally.tell)] = whole, job, tally
+            while len(under_way) >= executor.width:
+                collect()
     while under_way:
         collect()
     return [whole.archive(report) for whole in begun]

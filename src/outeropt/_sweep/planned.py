@@ -114,12 +114,8 @@ class Planned:
         if self.found:
             report(len(self.found))
 
-    def jobs(self, report: Report) -> Iterator[Job]:
-        """The missing chunks, each made when it is asked for.
-
-        Args:
-          report: told of chunks that another process has run since the sweep began.
-        """
+    def jobs(self) -> Iterator[Job]:
+        """The missing chunks, each made when it is asked for."""
         for positions, work in self._parts:
             wanted = [
                 (i, [k for k in self.seeds if (p, k) not in self.found and self._is_first((p, k))])
@@ -127,18 +123,27 @@ class Planned:
             ]
             for chunk in chunks(wanted, work.block):
                 places = [(positions[i], seed) for seed in chunk.seeds for i in chunk.settings]
-                self._take(places)
-                if all(place in self.found for place in places):
-                    report(chunk.lanes)
-                    continue
                 name = tree.fingerprint([self._ids[place] for place in places])
                 partial = self.store and Path(f"{self.store.path}.partial") / f"{name}.safetensors"
                 yield Job(name, work, chunk, partial)
 
+    def has(self, job: Job, report: Report) -> bool:
+        """Whether somebody else has run a chunk since the sweep began.
+
+        Args:
+          job: the chunk.
+          report: told of it then.
+        """
+        places = _lanes(job.chunk, self._positions(job))
+        self._take(places)
+        known = all(place in self.found for place in places)
+        if known:
+            report(job.chunk.lanes)
+        return known
+
     def finish(self, job: Job, outcome: Outcome, keep: Keep | None = None) -> None:
         """Takes what came of a chunk, and writes it down."""
-        positions = next(positions for positions, work in self._parts if work is job.work)
-        lanes = _lanes(job.chunk, positions)
+        lanes = _lanes(job.chunk, self._positions(job))
         done = {
             place: Trial(
                 id=self._ids[place],
@@ -192,6 +197,10 @@ class Planned:
         wanted = {place: self._ids[place] for place in places if place not in self.found}
         kept = self.store.get(wanted.values())
         self.found |= {place: kept[name] for place, name in wanted.items() if name in kept}
+
+    def _positions(self, job: Job) -> list[int]:
+        """Places in the whole of the settings that a chunk counts."""
+        return next(positions for positions, work in self._parts if work is job.work)
 
     def _is_first(self, place: Place) -> bool:
         return self._first[self._ids[place]] == place
