@@ -380,9 +380,9 @@ def test_list(run, monkeypatch, folder):
     assert run("list architectures").split() == list(ARCHITECTURES)
     assert run("list architectures 'Adafac*'").split() == ["AdafacMLP"]
     assert run("list estimators").split() == list(metatraining.ESTIMATORS)
-    from outeropt.learned import files
+    from outeropt import weight_files
 
-    shipped = files.names()
+    shipped = weight_files.names()
     assert run("list weights").split() == shipped
     for name in shipped:
         assert f"learned:{name}" in run("list optimizers 'learned:*'").split()
@@ -390,9 +390,9 @@ def test_list(run, monkeypatch, folder):
 
 
 def test_weights_that_ship_are_listed_everywhere(monkeypatch, folder):
-    from outeropt.learned import files
+    from outeropt import weight_files
 
-    monkeypatch.setattr(files, "_shipped", lambda: folder / "runs" / "other")
+    monkeypatch.setattr(weight_files, "shipped", lambda: folder / "runs" / "other")
     assert list(listing._weights()) == ["my_lopt"]
     assert "learned:my_lopt" in listing._optimizers()
     names = set(listing._sets())

@@ -15,7 +15,7 @@ ROOT = Path(outeropt.__file__).parent
 # `data` and `optimizer` read the contracts `task` and `space`, which therefore stand below them.
 FLOORS = (
     ("tree", "errors", "compiling", "best_of"),
-    ("space", "task"),
+    ("space", "task", "weight_files"),
     ("optimizer", "data", "checkpoint", "progress"),
     ("optimizers", "tasks", "training", "store"),
     ("sweep", "selftuning", "learned"),

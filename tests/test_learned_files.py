@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from outeropt import checkpoint, learned, optimizers
+from outeropt import checkpoint, learned, optimizers, weight_files
 from outeropt.errors import ConfigError, OuteroptError, UnknownName
-from outeropt.learned import files
-from outeropt.learned.files import FILE
+from outeropt.weight_files import FILE
 
 
 SMALL = {"hidden_size": 2, "hidden_layers": 1}
@@ -65,7 +64,7 @@ def test_what_ships_has_names(optimizer, tmp_path, monkeypatch):
     optimizer.save(tmp_path / "second.safetensors", MADE)
     learned.LearnableAdam().save(tmp_path / "first.safetensors")
     (tmp_path / "README.md").write_text("not weights")
-    monkeypatch.setattr(files, "_shipped", lambda: tmp_path)
+    monkeypatch.setattr(weight_files, "shipped", lambda: tmp_path)
     assert learned.names() == ["first", "second"]
     same(learned.load("second"), optimizer)
     assert learned.about("second") == MADE
@@ -84,7 +83,7 @@ def test_everything_that_ships_can_be_read():
 
 
 def test_neither_a_name_nor_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_shipped", lambda: tmp_path)
+    monkeypatch.setattr(weight_files, "shipped", lambda: tmp_path)
     (tmp_path / "small_fc.safetensors").write_bytes(b"")
     told = refused(UnknownName, learned.load, "smal_fc")
     assert told == (

@@ -23,8 +23,8 @@ from outeropt import checkpoint
 from outeropt.amalgamation.strategies import Place, Record, Strategy
 from outeropt.errors import ConfigError, OuteroptError
 from outeropt.learned import LearnedOptimizer
-from outeropt.learned.files import FILE
 from outeropt.optimizer import Optimizer
+from outeropt.weight_files import FILE
 
 
 CONFIG = "config.yaml"

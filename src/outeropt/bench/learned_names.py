@@ -15,7 +15,7 @@ def label(weights: str) -> str:
     `my_lopt` for `runs/my_lopt`, `runs/my_lopt.safetensors` and `runs/my_lopt/optimizer.safetensors`. A
     number alone says nothing: a replicate is `policy/experiment/3`, with the two folders above it.
     """
-    from outeropt.learned.files import FILE, names
+    from outeropt.weight_files import FILE, names
 
     if weights in names():
         return weights

@@ -31,8 +31,8 @@ def amalgamated(config: "Config") -> Path:
       UnknownName: no such task, architecture, strategy, perturbation, optimizer or setting.
       ConfigError: a value that is not usable, or a folder of another configuration.
     """
-    from outeropt.learned.files import FILE
     from outeropt.progress import Progress
+    from outeropt.weight_files import FILE
 
     run = _training(config)
     run.resume(config.out, _as_yaml(config))

@@ -37,8 +37,8 @@ def metatrained(config: "Config") -> Path | None:
       UnknownName: no such task, architecture, estimator, optimizer or setting.
       ConfigError: a value that is not usable.
     """
-    from outeropt.learned.files import FILE
     from outeropt.progress import Progress
+    from outeropt.weight_files import FILE
 
     run = _training(config)
     with Progress("outer steps", quiet=not run.together.first) as progress:

@@ -10,7 +10,7 @@ from outeropt.learned.coordinatewise.rnnprop import RNNProp
 from outeropt.learned.coordinatewise.rnnprop_extended import RNNPropExtended
 from outeropt.learned.coordinatewise.scale_basic import ScaleBasic
 from outeropt.learned.coordinatewise.scale_hierarchical import ScaleHierarchical
-from outeropt.learned.files import about, build, load, names
+from outeropt.learned.files import about, build, load
 from outeropt.learned.learnable import LearnableAdam, LearnableSGD, LearnableSGDM
 from outeropt.learned.mlps.adafac_mlp import AdafacMLP
 from outeropt.learned.mlps.celo2 import Celo2
@@ -21,6 +21,7 @@ from outeropt.learned.per_tensor.nn_adam import NNAdam
 from outeropt.learned.per_tensor.rnn_mlp import RNNMLP
 from outeropt.learned.published import load_published, read_arrays
 from outeropt.optimizers.registry import Source, add_source
+from outeropt.weight_files import names
 
 
 add_source("learned", Source(load, names, paper))

@@ -1,7 +1,6 @@
 """Learned optimizers by name or file: `load`, and what ships with the package."""
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,10 @@ import equinox as eqx
 import jax
 
 from outeropt import checkpoint
-from outeropt.errors import ConfigError, OuteroptError, unknown_name
+from outeropt.errors import ConfigError, unknown_name
 from outeropt.learned.architectures import ARCHITECTURES
 from outeropt.learned.base import LearnedOptimizer
-
-
-# What meta-training leaves in its folder.
-FILE = "optimizer.safetensors"
+from outeropt.weight_files import located
 
 
 def build(architecture: str, settings: Mapping[str, Any], key=None) -> LearnedOptimizer:
@@ -56,19 +52,8 @@ def load(name: str | Path) -> LearnedOptimizer:
       >>> type(small).__name__, small.settings["schedule"]
       ('AdafacMLP', 'linear')
     """
-    if str(name) in names():
-        with resources.as_file(_shipped() / f"{name}.safetensors") as path:
-            return _read(path)
-    path = Path(name)
-    if str(name) and path.is_dir():
-        path = path / FILE
-        if not path.exists():
-            raise OuteroptError(
-                f"{name} holds no {FILE}; metatrain writes it when it ends, amalgamate after a period."
-            )
-    if not str(name) or not path.exists():
-        raise unknown_name("learned optimizer or file", str(name), names(), see="outeropt list weights")
-    return _read(path)
+    with located(name) as path:
+        return _read(path)
 
 
 def about(name: str | Path) -> dict[str, Any]:
@@ -77,22 +62,8 @@ def about(name: str | Path) -> dict[str, Any]:
     Raises:
       UnknownName: neither a shipped name nor a file.
     """
-    path = _shipped() / f"{name}.safetensors" if str(name) in names() else Path(name)
-    with resources.as_file(path) as file:
-        return checkpoint.metadata(file / FILE if file.is_dir() else file)["about"]
-
-
-def names() -> list[str]:
-    """Names of the weights that ship with the package, sorted."""
-    return sorted(
-        entry.name.removesuffix(".safetensors")
-        for entry in _shipped().iterdir()
-        if entry.name.endswith(".safetensors")
-    )
-
-
-def _shipped():
-    return resources.files("outeropt.learned") / "weights"
+    with located(name) as path:
+        return checkpoint.metadata(path)["about"]
 
 
 def _read(path: Path) -> LearnedOptimizer:

@@ -2,7 +2,6 @@
 
 import json
 import zlib
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +10,8 @@ import safetensors
 import torch
 from torch import Tensor
 
-from outeropt.errors import ConfigError, OuteroptError, unknown_name
-
-
-FILE = "optimizer.safetensors"
-"""What the file in a folder of `metatrain` or `amalgamate` is called."""
+from outeropt.errors import ConfigError, OuteroptError
+from outeropt.weight_files import located
 
 
 class Learned(NamedTuple):
@@ -34,15 +30,6 @@ class Learned(NamedTuple):
     source: str
 
 
-def names() -> list[str]:
-    """Names of the weights that ship with the package, sorted."""
-    return sorted(
-        entry.name.removesuffix(".safetensors")
-        for entry in _shipped().iterdir()
-        if entry.name.endswith(".safetensors")
-    )
-
-
 def read(name: str | Path) -> Learned:
     """Weights that ship with the package, or those in a file.
 
@@ -54,24 +41,8 @@ def read(name: str | Path) -> Learned:
       UnknownName: neither a name nor a file.
       OuteroptError: the file is damaged, or of no learned optimizer. Nothing in it is ever executed.
     """
-    if str(name) in names():
-        with resources.as_file(_shipped() / f"{name}.safetensors") as file:
-            return _read(file)
-    path = Path(name)
-    if str(name) and path.is_dir():
-        path = path / FILE
-        if not path.exists():
-            raise OuteroptError(
-                f"{name} holds no {FILE}; metatrain writes it when it ends, amalgamate after a period."
-            )
-    if not str(name) or not path.is_file():
-        raise unknown_name("learned optimizer or file", str(name), names(), see="outeropt list weights")
-    return _read(path)
-
-
-def _shipped():
-    # Found from the package: the room that the folder belongs to loads JAX.
-    return resources.files("outeropt") / "learned" / "weights"
+    with located(name) as path:
+        return _read(path)
 
 
 def _read(path: Path) -> Learned:

@@ -11,6 +11,7 @@ from outeropt.torch.learned.base import LearnedOptimizer
 from outeropt.torch.learned.mlp_nominal import MLPNominal
 from outeropt.torch.learned.rnnprop import RNNProp
 from outeropt.torch.optimizer import Params
+from outeropt.weight_files import names
 
 
 ARCHITECTURES: dict[str, type[LearnedOptimizer]] = {
@@ -42,6 +43,4 @@ def _named(weights: str) -> Callable[..., LearnedOptimizer]:
     return lambda params, **settings: load(weights, params, **settings)
 
 
-NAMED: dict[str, Callable[..., LearnedOptimizer]] = {
-    f"learned:{name}": _named(name) for name in files.names()
-}
+NAMED: dict[str, Callable[..., LearnedOptimizer]] = {f"learned:{name}": _named(name) for name in names()}
