@@ -160,6 +160,12 @@ def test_a_task_from_a_file(tmp_path):
     assert tasks.get(f"{file}:make").name == "mine"
     facts = tasks.describe(f"{file}:task")
     assert (facts["family"], facts["parameters"]) == ("own", 3)
+    # Another one, beside which a module of the same name lies.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "beside.py").write_text("SIZE = 5\n")
+    (other / file.name).write_text(file.read_text())
+    assert tasks.describe(f"{other / file.name}:task")["parameters"] == 5
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
+from outeropt import tree
 from outeropt.errors import OuteroptError, first_line
 from outeropt.task import Task
 from outeropt.tasks.contract import kind
@@ -16,7 +17,7 @@ def from_file(path: Path, attribute: str) -> Task:
     """The task that a Python file holds.
 
     Args:
-      path: the file. It may import modules that lie beside it.
+      path: the file. It may import modules that lie beside it, whatever else has their names.
       attribute: name of a `Task` in it, or of a function without arguments that gives one.
 
     Raises:
@@ -56,6 +57,7 @@ def _load(path: Path, modified: int, where: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up while it runs
+    _make_way(path.parent)
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
@@ -64,6 +66,16 @@ def _load(path: Path, modified: int, where: str) -> ModuleType:
     finally:
         sys.path.remove(str(path.parent))
     return module
+
+
+def _make_way(folder: Path) -> None:
+    """Forgets modules that another task file imported from beside it under a name that is here as well."""
+    for name, module in list(sys.modules.items()):
+        file, top = getattr(module, "__file__", None), name.partition(".")[0]
+        here = folder / f"{top}.py", folder / top / "__init__.py"
+        elsewhere = file is not None and folder not in Path(file).resolve().parents
+        if elsewhere and any(map(Path.is_file, here)) and tree.is_own_module(name):
+            del sys.modules[name]
 
 
 def _line_of(error: BaseException, path: Path) -> str:
