@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,18 @@ def test_rooms_import_each_other_in_no_circle():
             break
         below = {room: needs - {*free} for room, needs in below.items() if room not in free}
     assert not below, f"in a circle: {below}"
+
+
+def test_importing_does_not_start_jax():
+    """`use_all_cores` and a user's own settings of JAX must come in time after any import."""
+    rooms = [".".join(("outeropt", *p.relative_to(ROOT).with_suffix("").parts)) for p in files()]
+    # What Keras and JAX's libraries of models do is their business.
+    names = [name for name in rooms if not {"keras", "models", "algoperf"} & set(name.split("."))]
+    code = (
+        "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]; "
+        "from jax._src.xla_bridge import backends_are_initialized as started; sys.exit(started())"
+    )
+    subprocess.run([sys.executable, "-c", code, *names], check=True)
 
 
 def test_every_folder_of_modules_is_a_package():

@@ -1,5 +1,7 @@
 """Optimizers that tune an optimizer inside while they train: control, hypergradients."""
 
+from typing import Any
+
 from outeropt.optimizers.entry import Entry, Paper
 from outeropt.optimizers.own_table import Prefix
 from outeropt.optimizers.registry import add_source, get, register
@@ -21,18 +23,22 @@ from outeropt.selftuning.study_names import SOURCE, WORD
 
 
 _CONTROL = Paper("Online Control for Meta-optimization", "Chen and Hazan", 2023, "2301.07902")
-# What benchmarks/selftuning.py found best, whether a batch is always the same or always another: Adam's
-# direction, one coefficient, and a meta-optimizer whose steps fade.
-_METAOPT = {
-    "base": get("sgd", learning_rate=1e-4),
-    "meta": get("inverse_sqrt:adam", learning_rate=3e-4, warmup_steps=100.0, eps_root=1e-24),
-    "disturbance": AdamScaled(b1=0.95),
-    "memory": 1,
-}
+
+
+def _metaopt() -> dict[str, Any]:
+    # What benchmarks/selftuning.py found best, whether a batch is always the same or always another: Adam's
+    # direction, one coefficient, and a meta-optimizer whose steps fade.
+    return {
+        "base": get("sgd", learning_rate=1e-4),
+        "meta": get("inverse_sqrt:adam", learning_rate=3e-4, warmup_steps=100.0, eps_root=1e-24),
+        "disturbance": AdamScaled(b1=0.95),
+        "memory": 1,
+    }
+
 
 register(
     entries={
-        "metaopt": Entry(MetaOpt, _CONTROL, _METAOPT),
+        "metaopt": Entry(MetaOpt, _CONTROL, _metaopt),
     },
     combinations={"self_tuning": SELF_TUNING},
     prefixes={
