@@ -122,10 +122,11 @@ def test_one_by_one_equals_vectorized(task, adam, monkeypatch):
         np.testing.assert_allclose(curve, narrow.curves[name], rtol=2e-6, atol=1e-6, err_msg=name)
 
 
-def test_convolutions_are_mapped_one_by_one(task):
+def test_what_gains_nothing_side_by_side_is_mapped_one_by_one(task):
     assert plan._lane_map(tasks.get("Conv_Digits_16x32"), "cpu") is one_by_one
     assert plan._lane_map(tasks.get("Conv_Digits_16x32"), "gpu") is vectorized
     assert plan._lane_map(task, "cpu") is vectorized
+    assert plan._lane_map(tasks.get("RNNLM_Markov16_GRU64_seq32"), "cpu") is one_by_one
 
 
 def test_a_list_may_mix_structures(task, adam):

@@ -7,6 +7,8 @@ from typing import Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from outeropt._sweep.lanes import Block, Device, LaneMap, one_by_one, record_names, vectorized
 from outeropt._sweep.settings import Settings
@@ -21,6 +23,9 @@ from outeropt.training import start
 _MOST_LANES = {"cpu": 32}
 _MOST_BYTES = {"cpu": 2**22}
 _ELSEWHERE = 1024, 2**30
+# Bytes of a loss's values from which lanes are run one by one on CPU; on two cores it takes from 0.3 to 1.05
+# of the time (docs/benchmarks.md).
+_MOST_VALUES = 2**19
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,22 +111,33 @@ def cost(task: Task, optimizer: Optimizer) -> dict[str, float]:
     }
 
 
-def is_convolutional(task: Task) -> bool:
-    """Whether the task's loss convolves: batched kernels become grouped convolutions, slow on CPU.
+def _lane_map(task: Task, platform: str) -> LaneMap:
+    """One by one on CPU where there is nothing to gain side by side.
 
-    Those of `rows_last` are large enough products by themselves.
+    Batched kernels of convolutions become grouped convolutions, which are slow; those of `rows_last` are
+    large enough products by themselves. Any task whose values fill the cache waits for memory with many
+    lanes, and its small products become ones that XLA's CPU library does not take.
     """
+    if platform != "cpu":
+        return vectorized
 
     def one(key):
         params, state = task.init(key)
         return task.loss(params, state, task.batch("train", key), key)[0]
 
-    program = str(jax.make_jaxpr(one)(jax.random.key(0)))
-    return any(name in program for name in ("conv_general_dilated", "conv_rows_last"))
+    program = jax.make_jaxpr(one)(jax.random.key(0))
+    convolves = any(name in str(program) for name in ("conv_general_dilated", "conv_rows_last"))
+    return one_by_one if convolves or _bytes_of_values(program.jaxpr) >= _MOST_VALUES else vectorized
 
 
-def _lane_map(task: Task, platform: str) -> LaneMap:
-    return one_by_one if platform == "cpu" and is_convolutional(task) else vectorized
+def _bytes_of_values(jaxpr: Jaxpr) -> int:
+    """Bytes of all floats that a program computes, those of a loop's body once."""
+    found = 0
+    for equation in jaxpr.eqns:
+        found += sum(map(_bytes_of_values, jaxprs_in_params(equation.params)))
+        shapes = [out.aval for out in equation.outvars if hasattr(out.aval, "dtype")]
+        found += sum(a.size * a.dtype.itemsize for a in shapes if jnp.issubdtype(a.dtype, jnp.floating))
+    return found
 
 
 def state_bytes(task: Task, optimizer: Optimizer) -> int:

@@ -43,13 +43,15 @@ def train_valid(task: Task) -> Task:
         )
     # Concrete arrays even while a caller is being traced: they outlive the trace.
     with jax.ensure_compile_time_eval():
-        both = {**data.splits, "train": jax.tree.map(_joined, data.splits["train"], data.splits["valid"])}
+        axis = -1 if isinstance(data, WholeData) else 0
+        joined = functools.partial(_joined, axis=axis)
+        both = {**data.splits, "train": jax.tree.map(joined, data.splits["train"], data.splits["valid"])}
         data = dataclasses.replace(data, splits=both)
         return dataclasses.replace(task, name=f"{task.name}{SUFFIX}", data=data)  # pyright: ignore
 
 
-def _joined(train: Array, valid: Array) -> Array:
-    return jnp.concatenate([train, valid])
+def _joined(train: Array, valid: Array, axis: int) -> Array:
+    return jnp.concatenate([train, valid], axis)
 
 
 def build(inner: Callable[[], Task]) -> Task:
