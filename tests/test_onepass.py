@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from outeropt import Space, optimizers, sweep, tasks, train
+from outeropt import Space, optimizers, sweep, tasks, train, training
 from outeropt.errors import OuteroptError, UnknownName
 from outeropt.selftuning import (
     Baydin,
@@ -39,6 +39,11 @@ def double():
 
 def wide(optimizer):
     return jtu.tree_map(lambda leaf: jnp.asarray(leaf, jnp.float64), optimizer)
+
+
+def one_pass(**settings):
+    tuner = OnePass(optimizers.get("sgd"), **settings)
+    return RandomStart(tuner, {"learning_rate": Space.log(1e-3, 1e-2)})
 
 
 def rows(seed, count=12):
@@ -220,6 +225,33 @@ def test_all_lanes_tune_at_once():
 
     lanes = jax.make_jaxpr(jax.vmap(one, (0, None)))(jax.random.split(jax.random.key(0), 3), jnp.int32(0))
     assert " cond[" in str(lanes)
+
+
+def test_tuning_in_rhythm_equals_asking_at_every_step():
+    task, tuner, key = tasks.get("Quadratic_10"), one_pass(every=3), jax.random.key(0)
+
+    def after(first, length):
+        state = training.start(task, tuner, key, 20)
+        state, mean = training.window(task, tuner, state, first, length, key)
+        return state.params, state.opt.inner.point.shared, mean
+
+    # From any step on, for any number of steps; a length that is known beforehand leaves the asking to it.
+    for first, length in ((0, 9), (1, 1), (1, 2), (2, 1), (2, 7), (0, 2)):
+        asked, in_rhythm = jax.jit(after, static_argnums=1)(first, length), jax.jit(after)(first, length)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), asked, in_rhythm)
+
+
+def test_what_is_known_of_one_rhythm_is_not_taken_for_another():
+    tuner = OnePass(OnePass(optimizers.get("heavy_ball"), every=2), "momentum", every=3)
+    params, moves = jnp.ones(2), []
+    state = tuner.init(params)
+    for step in range(6):
+        last, offered = state, {"value_fn": jnp.sum, "valid_fn": jnp.sum}
+        due = 3, (step + 1) % 3 == 0
+        _, state = tuner.update(jnp.ones(2), state, params, **offered, step=step, due=due)
+        pairs = (last.point, state.point), (last.base.point, state.base.point)
+        moves.append([bool(old.shared != new.shared) for old, new in pairs])
+    assert moves == [[False, False], [False, True], [True, False], [False, True], [False, False], [True, True]]
 
 
 def test_tuning_beats_a_start_that_is_far_off_and_survives_any():

@@ -64,7 +64,8 @@ class Optimizer(eqx.Module):
             `params`), `grad` (as `grads`), `value_fn` (`params -> loss` on this minibatch), `value_at`
             (`(params, step) -> loss` on the minibatch of an earlier step), `valid_fn` (`params -> loss` on a
             validation minibatch), `loss_at` (`(params, settings) -> loss` on this minibatch, with leaves of
-            the task by name), `key` (randomness for this step), `step` (inner step, from 0).
+            the task by name), `key` (randomness for this step), `step` (inner step, from 0), `due`
+            (`(rhythm, bool)`, plain numbers: whether `step + 1` is a multiple of `rhythm`).
 
         Returns:
           Updates to be ADDED to the parameters, and the next state.
@@ -122,6 +123,14 @@ class Optimizer(eqx.Module):
         What a product with a Hessian, or the way back through a gradient, costs more counts as another one.
         """
         return 1.0
+
+    @property
+    def rhythm(self) -> int:
+        """Steps from one that does more than the others to the next; 10 if those are 9, 19 and so on.
+
+        An inner loop that knows beforehand which they are can say so, as `due`.
+        """
+        return 1
 
     def task_settings(self, state: OptState) -> dict[str, Array]:
         """Values that leaves of the task should have in the training loss now, by name.

@@ -1,5 +1,6 @@
 """The inner step, an unroll of it, and evaluation."""
 
+import functools
 from collections.abc import Mapping
 
 import equinox as eqx
@@ -81,13 +82,19 @@ def renewed(
 
 
 def inner_step(
-    task: Task, optimizer: Optimizer, state: TrainState, step: int | Array, key: PRNGKeyArray
+    task: Task,
+    optimizer: Optimizer,
+    state: TrainState,
+    step: int | Array,
+    key: PRNGKeyArray,
+    due: bool | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """One inner step: a batch, its gradient, the optimizer's update.
 
     Args:
       step: the number of this step, from 0.
       key: the run's key; the step's own randomness is derived from it and `step`.
+      due: whether the step ends a bar of the optimizer's `rhythm`; None where that is not known beforehand.
 
     Returns:
       The next state, and the training loss at the parameters before the update.
@@ -112,6 +119,7 @@ def inner_step(
         return task.loss(params, state.model, task.batch("valid", valid_key), None)[0]
 
     (loss, (model, _)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    known = {} if due is None else {"due": (optimizer.rhythm, due)}
     updates, opt = optimizer.update(
         grads,
         state.opt,
@@ -124,6 +132,7 @@ def inner_step(
         loss_at=loss_at,
         key=update_key,
         step=step,
+        **known,
     )
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
     bad = ~jnp.isfinite(loss) & (state.diverged_at < 0)
@@ -231,10 +240,31 @@ def window(
     A static `length` gives a differentiable scan, a traced one a while loop that serves every length.
     """
 
-    def body(i, carry):
+    def body(i, carry, due=None):
         state, total = carry
-        state, loss = inner_step(task, optimizer, state, first + i, key)
+        state, loss = inner_step(task, optimizer, state, first + i, key, due)
         return state, total + loss.astype(jnp.float32)
 
-    state, total = jax.lax.fori_loop(0, length, body, (state, jnp.float32(0)))
+    begun = state, jnp.float32(0)
+    if isinstance(length, int) or optimizer.rhythm == 1:
+        state, total = jax.lax.fori_loop(0, length, body, begun)
+    else:
+        state, total = _in_rhythm(body, first, length, optimizer.rhythm, begun)
     return state, total / jnp.asarray(length, jnp.float32)
+
+
+def _in_rhythm(body, first, length, rhythm, begun):
+    """The steps of each bar but its last in a loop of their own, so that no step asks whether it is due.
+
+    What a due step does beyond the others is compiled together with its gradient, and shares its parts.
+    """
+
+    def bar(loop):
+        i, carry = loop
+        last = jnp.minimum(i + rhythm - 1 - (first + i) % rhythm, length)
+        carry = jax.lax.fori_loop(i, last, functools.partial(body, due=False), carry)
+        carry = jax.lax.cond(last < length, lambda: body(last, carry, due=True), lambda: carry)
+        return last + 1, carry
+
+    _, ended = jax.lax.while_loop(lambda loop: loop[0] < length, bar, (jnp.int32(0), begun))
+    return ended

@@ -52,6 +52,10 @@ class Wrapper(Optimizer):
     def gradients(self) -> float:
         return self.inner.gradients
 
+    @property
+    def rhythm(self) -> int:
+        return self.inner.rhythm
+
     def task_settings(self, state: OptState) -> dict[str, Array]:
         return self.inner.task_settings(self.inner_state(state))
 

@@ -165,7 +165,9 @@ class Tuner(Optimizer):
         def wait():
             return state.point, state.meta, state.skipped
 
-        due = (number + 1) % self.every == 0
+        rhythm, due = context.get("due", (0, False))
+        if rhythm != self.every:
+            due = (number + 1) % self.every == 0
         point, meta, skipped = branch(due, learn, wait)
         anchor, value = state.anchor, context.get("value")
         if anchor is not None and value is not None:
@@ -196,6 +198,10 @@ class Tuner(Optimizer):
         charts = self._charts()
         base = charts.shared.write(self.base, point.shared)
         return base if charts.own is None else base.replace({charts.own.names[0]: 1.0})
+
+    @property
+    def rhythm(self) -> int:
+        return self.every
 
     def task_settings(self, state: OptState) -> dict[str, Array]:
         return self._charts().settings.values(state.point.settings)
