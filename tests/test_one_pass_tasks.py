@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from data_fixtures import needs
 from outeropt import data, tasks
 from outeropt.errors import ConfigError
 
@@ -100,14 +101,36 @@ def test_fashion_mnist(norm):
     assert (after is None) == (norm is None)
 
 
+@needs("cifar10_train1.npz", "cifar10_train5.npz", "cifar10_test.npz")
+def test_cifar10():
+    task = tasks.get("ResNet18_Cifar10_ImageNet_BS100")
+    rows = {split: part["label"].shape[0] for split, part in task.data.splits.items()}
+    assert rows == {"train": 45_000, "valid": 5_000, "test": 10_000}
+    default = data.images("cifar10")["valid"]["image"]  # the last 20 % of the published training rows
+    np.testing.assert_array_equal(task.data.splits["valid"]["image"][-3:], default[-3:])
+    assert task.batch("train", KEY)["image"].shape == (100, 32, 32, 3)
+    pixels = np.asarray(task.data.splits["train"]["image"][::50], np.float64).reshape(-1, 3) / 255
+    np.testing.assert_allclose(pixels.mean(0), task.mean, atol=0.01)
+    np.testing.assert_allclose(pixels.std(0), task.deviation, atol=0.01)
+
+
+@needs("ptb.train.txt.gz", "ptb.valid.txt.gz", "ptb.test.txt.gz")
 def test_penn_treebank():
-    task = tasks.get("RNNLM_Ptb_LSTM650x2_seq70")
-    batch = jax.eval_shape(lambda key: task.batch("train", key), KEY)
-    assert batch["obs"].shape == batch["target"].shape == (40, 70)
-    params = jax.eval_shape(lambda key: task.init(key)[0], KEY)
-    assert params["embedding"].shape == (10_000, 650) and params["w_in"].shape == (2, 650, 4 * 650)
-    # One bias a layer where PyTorch has two that add up, and a learned first carry.
-    assert sum(leaf.size for leaf in params.values()) == 19_780_400 - 2 * 4 * 650 + 2 * 2 * 650
+    """Rows and windows as the released code has them: 1 003 349 tokens in 40 streams of 25 083."""
+    task = tasks.get("StreamLM_Ptb_LSTM650x2_seq70")
+    text, _ = data.tokens("ptb")
+    assert text["train"].shape[0] + text["valid"].shape[0] == 1_003_349
+    streams = task.data
+    shapes = {split: rows.shape for split, rows in streams.splits.items()}
+    assert shapes == {"train": (23_239, 40), "valid": (1_845, 40), "test": (2_060, 40)}
+    assert 23_239 + 1_845 - 1 == 25_083 and round(25_082 * 0.0735138) == 1_844
+    assert [streams.windows(split) for split in ("train", "valid", "test")] == [332, 27, 30]
+    np.testing.assert_array_equal(streams.splits["train"][:, 0], text["train"][:23_239])
+    np.testing.assert_array_equal(streams.splits["valid"][1:, -1], text["valid"][-1_844 - 29 : -29])
+    params, state = jax.eval_shape(task.init, KEY)
+    assert sum(leaf.size for leaf in params.values()) == 19_780_400
+    assert state["carries"].shape[1:] == (2, 2, 40, 650)
+    assert task.batch("valid", KEY)["obs"].shape == (40, 70)
 
 
 def test_any_task_of_rows_can_train_on_both():

@@ -35,6 +35,7 @@ REPRESENTATIVES = {
     "Logistic_Digits": 1e-2,
     "ImageMLP_Digits_Relu32": 1e-2,
     "RNNLM_Markov16_LSTM64_seq32": 1e-2,
+    "StreamLM_Markov16_LSTM32_seq16": 1e-1,
     "TransformerLM_Markov16_1layer_32width": 1e-2,
 }
 

@@ -14,11 +14,11 @@ from image_fixtures import count, drawn, run, small_data, some_rows
 from outeropt.data.arrays import ArrayData
 from outeropt.errors import OuteroptError
 from outeropt.tasks import layers
-from outeropt.tasks.images import autoencoder, conv, image_mlp, mixer, resnet, vgg, vit
+from outeropt.tasks.images import autoencoder, conv, image_mlp, imagenet_resnet, mixer, resnet, vgg, vit
 
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/tasks/published_image_tasks.json").read_text())
-FAMILIES = (image_mlp, autoencoder, conv, resnet, vgg, vit, mixer)
+FAMILIES = (image_mlp, autoencoder, conv, resnet, imagenet_resnet, vgg, vit, mixer)
 TASKS = {name: builder for family in FAMILIES for name, builder in family.TASKS.items()}
 NATIVE = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
@@ -27,7 +27,7 @@ NATIVE = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1
 def blank_images(monkeypatch):
     """Datasets of the right shapes with nothing in them, so that every task can be built."""
 
-    def images(name, size=None, grey=False):
+    def images(name, size=None, grey=False, train_rows=None):
         height, width, channels = NATIVE[name]
         shape = (2, size or height, size or width, 1 if grey else channels)
         rows = {"image": jnp.zeros(shape, jnp.uint8), "label": jnp.zeros(2, jnp.int32)}
@@ -93,6 +93,8 @@ _RESNET18 = (
     [
         ("ResNet_Cifar10_18", _RESNET18),
         ("ResNet18_Cifar10", _RESNET18),
+        # torchvision's 11 689 512, with 10 classes for 1000.
+        ("ResNet18_Cifar10_ImageNet_BS100", 11_689_512 - 513 * 990),
         # 13 convolutions with bias and one linear layer of 512 x 10.
         ("VGG16_Cifar10", _VGG16),
         # Two vectors a convolution: 2 * (2*64 + 2*128 + 3*256 + 6*512) = 8448 more.

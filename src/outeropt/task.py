@@ -4,7 +4,7 @@ import abc
 from typing import Any, Literal
 
 import equinox as eqx
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 
 Params = PyTree
@@ -51,6 +51,15 @@ class Task(eqx.Module):
     @abc.abstractmethod
     def batch(self, split: Split, key: PRNGKeyArray) -> Batch:
         """A minibatch of one split. Pure: the same key gives the same batch."""
+
+    def rewound(self, state: ModelState, steps: Int[Array, ""]) -> ModelState:
+        """The model state in which a loss of `steps` training steps ago can be computed again.
+
+        By default the state of the moment, since training losses seldom depend on it: batch norm's only
+        changes in training, and is used at evaluation.
+        """
+        del steps
+        return state
 
     @property
     def minimum(self) -> float | None:

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from outeropt.task import Batch, ModelState, Params, Split, Task
 
@@ -36,6 +36,9 @@ class ScaledTask(Task):
 
     def batch(self, split: Split, key: PRNGKeyArray) -> Batch:
         return self.task.batch(split, key)
+
+    def rewound(self, state: ModelState, steps: Int[Array, ""]) -> ModelState:
+        return self.task.rewound(state, steps)
 
     def held(self, params: Params) -> Params:
         """Parameters of the task inside as they are held here."""

@@ -73,6 +73,15 @@ def glorot_uniform(key: PRNGKeyArray, shape: Sequence[int]) -> Float[Array, "...
     return jax.random.uniform(key, tuple(shape), jnp.float32, -bound, bound)
 
 
+def he_normal(key: PRNGKeyArray, shape: Sequence[int]) -> Float[Array, "..."]:
+    """Normal weights of variance `2 / fan_out`, which is what the ReLUs behind them leave (He et al. 2015).
+
+    arXiv 1502.01852, the case of the gradient. The fan-out of a convolution counts every place of its kernel.
+    """
+    fan_out = math.prod(shape[:-2]) * shape[-1]
+    return jax.random.normal(key, tuple(shape), jnp.float32) * math.sqrt(2 / fan_out)
+
+
 INITIAL: dict[str, Callable[..., Array]] = {
     "truncated_normal": fan_in_normal,
     "normal": fan_in_normal_uncut,
@@ -167,10 +176,15 @@ def conv(
     x: Float[Array, "rows height width features"],
     w: Float[Array, "kernel kernel features channels"],
     stride: int = 1,
+    padding: int | None = None,
 ) -> Float[Array, "rows height2 width2 channels"]:
-    """Convolution in NHWC with padding SAME and no bias."""
+    """Convolution in NHWC without bias; zeros on each side as many as `padding`, or by default SAME.
+
+    With a stride, SAME pads an even side by one row less in front, where PyTorch's padding is symmetric.
+    """
+    sides = "SAME" if padding is None else [(padding, padding)] * 2
     return jax.lax.conv_general_dilated(
-        x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, w, (stride, stride), sides, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
@@ -182,6 +196,24 @@ def max_pool(x: Float[Array, "rows height width channels"], size: int) -> Float[
     rows, height, width, channels = x.shape
     h, w = height // size, width // size
     return x[:, : h * size, : w * size].reshape(rows, h, size, w, size, channels).max(axis=(2, 4))
+
+
+def overlapping_max_pool(
+    x: Float[Array, "rows height width channels"],
+) -> Float[Array, "rows h w channels"]:
+    """Largest value of the 3 x 3 square around every second pixel: size 3, stride 2, padding 1.
+
+    Maxima of slices, along one axis after the other, for the reason of `max_pool`.
+    """
+    for axis in (1, 2):
+        sides = [(0, 0)] * x.ndim
+        sides[axis] = (1, 1)
+        padded, count = jnp.pad(x, sides, constant_values=-jnp.inf), (x.shape[axis] + 1) // 2
+        first, second, third = (
+            jax.lax.slice_in_dim(padded, start, start + 2 * count - 1, 2, axis) for start in range(3)
+        )
+        x = jnp.maximum(jnp.maximum(first, second), third)
+    return x
 
 
 def positions_after_pooling(height: int, width: int, times: int) -> int:

@@ -17,9 +17,19 @@ from outeropt.task import SPLITS, Task
 from outeropt.tasks import amalgamation, quadratic, regression
 from outeropt.tasks.file import from_file
 from outeropt.tasks.functions import named as functions
-from outeropt.tasks.images import autoencoder, conv, image_mlp, mixer, resnet, scaled_mlp, vgg, vit
+from outeropt.tasks.images import (
+    autoencoder,
+    conv,
+    image_mlp,
+    imagenet_resnet,
+    mixer,
+    resnet,
+    scaled_mlp,
+    vgg,
+    vit,
+)
 from outeropt.tasks.published import META_TRAINING, MISSING_DATA
-from outeropt.tasks.sequences import rnn, seq2seq, transformer
+from outeropt.tasks.sequences import rnn, seq2seq, stream, transformer
 from outeropt.tasks.wrappers import fixed_batch, gradients, train_valid, whole_splits
 
 
@@ -32,10 +42,12 @@ _FAMILIES: dict[str, ModuleType] = {
     "autoencoder": autoencoder,
     "conv": conv,
     "resnet": resnet,
+    "imagenet_resnet": imagenet_resnet,
     "vgg": vgg,
     "vit": vit,
     "mixer": mixer,
     "rnn": rnn,
+    "stream": stream,
     "transformer": transformer,
     "seq2seq": seq2seq,
     "gradients": gradients,

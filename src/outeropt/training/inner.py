@@ -113,7 +113,8 @@ def inner_step(
         return loss_fn(params)[0]
 
     def value_at(params, earlier):
-        return training_loss(played, params, state.model, earlier, key)
+        ago = jnp.asarray(step, jnp.int32) - jnp.asarray(earlier, jnp.int32)
+        return training_loss(played, params, task.rewound(state.model, ago), earlier, key)
 
     def valid_fn(params):
         return task.loss(params, state.model, task.batch("valid", valid_key), None)[0]
@@ -145,7 +146,8 @@ def training_loss(
 ) -> Float[Array, ""]:
     """The loss of any parameters on the minibatch that `inner_step` draws at `step` of the run of `key`.
 
-    A batch is a function of its key: what an earlier step saw need not be kept.
+    A batch is a function of its key: what an earlier step saw need not be kept. `model` is the model state of
+    that step, where the loss depends on it.
     """
     batch_key, loss_key, _, _ = _step_keys(key, step)
     return task.loss(params, model, task.batch("train", batch_key), loss_key)[0]

@@ -22,16 +22,19 @@ class Images(NamedTuple):
       size: side in pixels to which they are resized; None keeps their own.
       grey: whether colours are averaged.
       batch_size: images in a batch.
+      train_rows: how many of the published training images to train on; None for 80 %.
     """
 
     dataset: str
     size: int | None = None
     grey: bool = False
     batch_size: int = 128
+    train_rows: int | None = None
 
     def load(self) -> ArrayData:
         """The arrays of all splits, shared with other tasks that use them."""
-        return ArrayData(data.images(self.dataset, size=self.size, grey=self.grey), self.batch_size)
+        splits = data.images(self.dataset, size=self.size, grey=self.grey, train_rows=self.train_rows)
+        return ArrayData(splits, self.batch_size)
 
 
 Table = Mapping[str, tuple[Images, dict[str, Any]]]

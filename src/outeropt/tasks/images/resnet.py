@@ -122,12 +122,6 @@ _TABLE: Table = {
         Images("cifar10", batch_size=512),
         {"widths": (64, 128, 256, 512), "blocks": 2},
     ),
-    # The batches of Clarke, Oldewage and Hernandez-Lobato 2022 (arXiv 2110.10461); their network is the one
-    # for ImageNet, with a 7 x 7 first convolution and max-pooling.
-    "ResNet18_Cifar10_BS100": (
-        Images("cifar10", batch_size=100),
-        {"widths": (64, 128, 256, 512), "blocks": 2},
-    ),
 }
 
 TASKS = builders(ResNet, _TABLE)

@@ -203,9 +203,6 @@ _TABLE = {
     "RNNLM_Ptb_GRU128_seq32": ("ptb", "GRU", 128, 64, 32, 64),
     "RNNLM_Ptb_LSTM128_seq32": ("ptb", "LSTM", 128, 64, 32, 64),
     "RNNLM_Ptb_LSTM256_seq32": ("ptb", "LSTM", 256, 128, 32, 64),
-    # The size of Clarke, Oldewage and Hernandez-Lobato 2022 (arXiv 2110.10461), who carry states between
-    # batches.
-    "RNNLM_Ptb_LSTM650x2_seq70": ("ptb", "LSTM", 650, 650, 70, 40, 2),
 }
 
 TASKS: dict[str, Callable[[], Task]] = {

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from outeropt.data.arrays import as_float
 from outeropt.errors import ConfigError
@@ -28,6 +28,10 @@ class Wrapped(Task):
     def batch(self, split: Split, key: PRNGKeyArray) -> Batch:
         """As the task inside."""
         return self.task.batch(split, key)
+
+    def rewound(self, state: ModelState, steps: Int[Array, ""]) -> ModelState:
+        """As the task inside."""
+        return self.task.rewound(state, steps)
 
     @property
     def minimum(self) -> float | None:

@@ -13,6 +13,7 @@ from outeropt.errors import ConfigError
 from outeropt.task import Batch, Split, Task
 from outeropt.tasks.images import conv, image_mlp, resnet, vgg
 from outeropt.tasks.sequences import seq2seq
+from outeropt.tasks.sequences.stream import Streams
 from outeropt.tasks.wrappers.augment import Wrapped
 from outeropt.tree import size
 
@@ -60,11 +61,13 @@ def fixed(task: Task, seed: int = 0) -> FixedBatch:
       seed: of that key.
 
     Raises:
-      ConfigError: the task has no batches.
+      ConfigError: the task has no batches, or reads its text in order.
     """
     # Concrete arrays even while a caller is being traced: they outlive the trace.
     with jax.ensure_compile_time_eval():
         data = getattr(task, "data", None)
+        if isinstance(data, Streams):
+            raise ConfigError(f"Task {task.name!r} reads its text in order; no batch of it can be fixed.")
         if isinstance(data, ArrayData):
             train = data.splits["train"]
             index = jnp.arange(data.batch_size) % size(train)

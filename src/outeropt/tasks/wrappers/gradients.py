@@ -11,7 +11,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from outeropt.errors import ConfigError
 from outeropt.task import ModelState, Params, Task
@@ -158,6 +158,10 @@ class DelayedGradient(Wrapped):
         params, state = self.task.init(key)
         past = jax.tree.map(lambda p: jnp.zeros((self.delay, *p.shape), p.dtype), params)
         return params, {"model": state, "past": past}
+
+    def rewound(self, state: ModelState, steps: Int[Array, ""]) -> ModelState:
+        """The task inside as it was; the gradient is the one that is due now."""
+        return {**state, "model": self.task.rewound(state["model"], steps)}
 
     def loss(self, params, state, batch, key):
         """The loss inside, whose gradient is an old one."""

@@ -7,6 +7,7 @@ those with it: they train on both. `get("<any task>_TrainValid")` is that form o
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,19 @@ from outeropt.tasks import regression
 from outeropt.tasks.images import scaled_mlp
 from outeropt.tasks.regression import WholeData
 from outeropt.tasks.sequences.language import TokenData
+from outeropt.tasks.sequences.stream import Streams
 
 
 SUFFIX = "_TrainValid"
+
+
+# Of training and validation rows; a stream's last training row is its first validation row.
+_JOINED: dict[type, Callable[[Array, Array], Array]] = {
+    ArrayData: lambda train, valid: jnp.concatenate([train, valid]),
+    WholeData: lambda train, valid: jnp.concatenate([train, valid], axis=-1),
+    TokenData: lambda train, valid: jnp.concatenate([train, valid]),
+    Streams: lambda train, valid: jnp.concatenate([train, valid[1:]]),
+}
 
 
 def train_valid(task: Task) -> Task:
@@ -31,27 +42,22 @@ def train_valid(task: Task) -> Task:
     rows are the same.
 
     Args:
-      task: one whose `data` are rows (an `ArrayData` or a `WholeData`) or text (a `TokenData`).
+      task: one whose `data` are rows (an `ArrayData` or a `WholeData`) or text (a `TokenData` or `Streams`,
+        which are read to their ends).
 
     Raises:
       ConfigError: its data are neither.
     """
-    data = getattr(task, "data", None)
-    if not isinstance(data, ArrayData | WholeData | TokenData):
+    data: Any = getattr(task, "data", None)
+    if (joined := _JOINED.get(type(data))) is None:
         raise ConfigError(
             f"Task {task.name!r} has no training and validation rows to put together; use it as it is."
         )
     # Concrete arrays even while a caller is being traced: they outlive the trace.
     with jax.ensure_compile_time_eval():
-        axis = -1 if isinstance(data, WholeData) else 0
-        joined = functools.partial(_joined, axis=axis)
         both = {**data.splits, "train": jax.tree.map(joined, data.splits["train"], data.splits["valid"])}
         data = dataclasses.replace(data, splits=both)
-        return dataclasses.replace(task, name=f"{task.name}{SUFFIX}", data=data)  # pyright: ignore
-
-
-def _joined(train: Array, valid: Array, axis: int) -> Array:
-    return jnp.concatenate([train, valid], axis)
+        return dataclasses.replace(task, name=f"{task.name}{SUFFIX}", data=data)
 
 
 def build(inner: Callable[[], Task]) -> Task:
