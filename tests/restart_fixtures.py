@@ -48,8 +48,9 @@ class DrawnSGD(Optimizer):
         return 10.0 ** raw[0], 10.0 ** raw[1], jax.nn.sigmoid(raw[2])
 
 
-def stand_ins():
+def stand_ins(plain=None):
     """One for each optimizer of the study."""
+    del plain
     return {
         "Random": DrawnSGD(),
         "Random_SteppedLR": DrawnSGD((0.0005, 0, 0), (-4, 0, 0)),

@@ -8,6 +8,7 @@ import pytest
 
 from outeropt import tasks
 from outeropt.bench.one_pass import study
+from outeropt.bench.one_pass.problems import LARGE, TABLES
 from outeropt.cli.config import parse
 from outeropt.cli.main import main
 from outeropt.cli.sweep import Config as SweepConfig
@@ -36,16 +37,23 @@ def both(data, algorithm, *flags):
 
 
 def test_every_piece_fits_every_other():
-    names = {f"uci_{name}" for name in study.DATASETS}
-    assert {path.stem for path in DATA} == {
-        *names, "fashion_mnist", "fashion_mnist_batch_norm", "penn_treebank", "cifar10"
-    }  # fmt: skip
+    tables = {f"uci_{name}": problem for name, problem in TABLES.items()}
+    assert {path.stem for path in DATA} == {*tables, *LARGE, "fashion_mnist_batch_norm"}
     for data, algorithm in itertools.product(DATA, ALGORITHMS):
         one, other = both(data, algorithm), both(algorithm, data)
         assert one == other, "the order of pieces decides nothing"
         assert one.steps % one.eval_every == 0 and tasks.known(one.task)
         swept = parse("sweep", SweepConfig, ["-c", str(data), str(algorithm), "--seeds", "20"])
         assert (swept.task, swept.optimizer, swept.train_on) == (one.task, one.optimizer, one.train_on)
+
+
+def test_pieces_are_the_problems_of_the_study():
+    problems = {f"uci_{name}": problem for name, problem in TABLES.items()} | LARGE
+    for path in DATA:
+        if problem := problems.get(path.stem):
+            one = both(path, ALGORITHMS[0])
+            for name in ("task", "steps", "eval_every", "eval_batches", "last_eval_batches"):
+                assert getattr(one, name) == getattr(problem, name), path
 
 
 def test_pieces_are_the_methods_of_the_study():

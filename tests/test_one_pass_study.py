@@ -1,11 +1,14 @@
 """The study of one-pass tuning: what runs, what is kept, the tables, and the verb; with stand-in methods."""
 
+import dataclasses
+
+import equinox as eqx
 import numpy as np
 import pytest
 
-from outeropt import Store, data
+from outeropt import Store, data, optimizers
 from outeropt.bench import one_pass
-from outeropt.bench.one_pass import published, study, tables, writing
+from outeropt.bench.one_pass import problems, published, study, tables, writing
 from outeropt.bench.restarts import Estimate
 from outeropt.cli.main import main
 from outeropt.errors import OuteroptError, UnknownName
@@ -144,9 +147,9 @@ def test_leaders_are_those_within_the_error_of_the_best():
 
 def test_published_numbers_belong_to_the_study():
     for source in (published.PAPER, published.RELEASED_CODE):
-        assert source.keys() <= {*study.DATASETS}
+        assert source.keys() <= problems.PROBLEMS.keys()
         assert all(rows.keys() <= study.METHODS.keys() for rows in source.values())
-    assert one_pass.__doc__
+    assert problems.LARGE.keys() <= published.PAPER.keys() and one_pass.__doc__
 
 
 def test_everything_is_written(stored, tmp_path):
@@ -168,11 +171,12 @@ def test_everything_is_written(stored, tmp_path):
 
 
 def test_names_and_missing_optimizers(stored):
-    assert study.chosen(["all"], study.DATASETS, "dataset") == study.DATASETS
-    assert study.chosen(["yacht", "energy"], study.DATASETS, "dataset") == ("energy", "yacht")
+    names = tuple(problems.TABLES)
+    assert study.chosen(["all"], names, "dataset") == names
+    assert study.chosen(["yacht", "energy"], names, "dataset") == ("energy", "yacht")
     assert study.run_names(["Random_3Batched"]) == ("Random_Validation",)
     with pytest.raises(UnknownName, match=r"yatch.*yacht"):
-        study.chosen(["yatch"], study.DATASETS, "dataset of the study")
+        study.chosen(["yatch"], names, "dataset of the study")
     with Store(stored[0]) as store, pytest.raises(OuteroptError, match="Baydin needs the optimizer"):
         study.run(store, "yacht", ["Baydin"], optimizers={"Random": DrawnSGD()}, **SHORT)
 
@@ -187,12 +191,78 @@ def test_the_verb(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "reproduction" / "tables.md").exists()
 
 
+@pytest.fixture
+def small_treebank(monkeypatch):
+    """The Penn Treebank of the study on a quadratic, in two steps and three starts."""
+    small = dataclasses.replace(
+        problems.LARGE["penn_treebank"],
+        task="Quadratic_10",
+        steps=2,
+        restarts=3,
+        eval_every=1,
+        last_eval_batches=2,
+    )
+    for known in (problems.LARGE, problems.PROBLEMS):
+        monkeypatch.setitem(known, "penn_treebank", small)
+    return small
+
+
+def test_the_large_problems_by_the_verb(small_treebank, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = "reproduce one-pass-large --datasets penn_treebank --store s.db --lanes 3 --methods"
+    methods = ("Random_Validation", "Random_3Batched", "Ours_LR_Momentum")
+    assert main([*words.split(), *methods]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "penn_treebank: final test perplexity",
+        "290 ± 50",  # the paper's, beside ours
+        "x Random",
+        "penn_treebank: 3 restarts of 2 steps, evaluated every 1; a final test loss of 100000 or more",
+    ):
+        assert part in shown
+    with Store(tmp_path / "s.db") as store:
+        archives = study.run(store, "penn_treebank", methods, optimizers=stand_ins())
+    assert {archive.set for archive in archives.values()} == {
+        "one-pass-Random_Validation",
+        "one-pass-Ours_LR_Momentum",
+    }
+    runs = study.all_restarts(archives, "penn_treebank")
+    one = archives["Ours_LR_Momentum"]
+    np.testing.assert_allclose(runs["Ours_LR_Momentum"].test, np.exp(one.curves["test/loss"][0]), rtol=1e-6)
+    assert not np.isfinite(small_treebank.runs(_of_loss(one, 1e4)).final).any()  # and no warning
+
+
+def _of_loss(archive, loss):
+    curves = {name: np.full_like(curve, loss) for name, curve in archive.curves.items()}
+    return dataclasses.replace(archive, curves=curves)
+
+
+def test_gradients_are_clipped_on_the_treebank_alone():
+    for name in study.METHODS:
+        if optimizer := study.METHODS[name].optimizer:
+            norms = {
+                dataset: [
+                    float(value)
+                    for leaf, value in study.study_methods(dataset)[optimizer].hyperparameters.items()
+                    if leaf.endswith("max_norm")
+                ]
+                for dataset in ("energy", "cifar10", "penn_treebank")
+            }
+            assert norms == {"energy": [], "cifar10": [], "penn_treebank": [0.25]}, name
+    named = optimizers.get("study:clipped:Ours_LR")
+    assert eqx.tree_equal(named, study.study_methods("penn_treebank")["Ours_LR"])
+    with pytest.raises(UnknownName, match="Ours_LR"):
+        optimizers.get("study:clipped:Our_LR")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("one-pass-uci --datasets enrgy", "energy"),
         ("one-pass-uci --methods Our_LR", "Ours_LR"),
         ("one-pass-uci --restarts 0", "--restarts 0"),
+        ("one-pass-large --lanes 0", "--lanes 0"),
+        ("one-pass-large --datasets energy", "fashion_mnist, penn_treebank, cifar10"),
         ("one-pass-uci --steps 100 --eval-every 30", "30"),
         ("one-pass-uck", "one-pass-uc"),
     ],
@@ -207,6 +277,6 @@ def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, capsys):
 
 
 def test_the_optimizers_of_the_study_are_there():
-    found = study.study_methods()
+    found = study.study_methods("energy")
     assert {m.optimizer for m in study.METHODS.values() if m.optimizer} <= found.keys()
     assert stand_ins().keys() <= found.keys()

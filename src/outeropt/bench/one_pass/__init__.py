@@ -1,1 +1,1 @@
-"""The study of one-pass tuning on regression tables: its plan, published numbers, and tables."""
+"""The study of one-pass tuning: its problems and methods, published numbers, and tables."""

@@ -1,24 +1,25 @@
-"""The plan of the study: which methods run on which tables, and what their trials are called in a store.
+"""The plan of the study: which methods run on which rows, and what their trials are called in a store.
 
-Clarke, Oldewage and Hernandez-Lobato 2022 (arXiv 2110.10461), section 4.1: every method starts from the same
-random hyperparameters and initial networks, and trains for 4000 steps on full batches. A start is a seed.
+Clarke, Oldewage and Hernandez-Lobato 2022 (arXiv 2110.10461), section 4: every method starts from the same
+random hyperparameters and initial networks. A start is a seed.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
-from outeropt import data, tasks
+from outeropt import tasks
 from outeropt._sweep import sweep
 from outeropt._sweep.runner import Report
 from outeropt.bench import restarts
+from outeropt.bench.one_pass.problems import PROBLEMS
 from outeropt.bench.restarts import Restarts, Summary
 from outeropt.errors import OuteroptError, unknown_name
 from outeropt.optimizer import Optimizer
 from outeropt.selftuning import study_names
 from outeropt.store import Archive, Store
-from outeropt.tasks import regression
 from outeropt.tasks.wrappers import train_valid
 
 
@@ -56,13 +57,8 @@ METHODS: dict[str, Method] = {
     )
 }
 
-DATASETS = regression.UCI
-
-STEPS = 4000
-
-# The runs that are grouped by three, and how many times the paper prints a table's losses.
+# The runs that are grouped by three.
 _BATCHED, _FROM = "Random_3Batched", "Random_Validation"
-SCALES = {"kin8nm": 1000.0}
 
 
 def chosen(names: Sequence[str], known: Sequence[str], kind: str) -> tuple[str, ...]:
@@ -85,14 +81,14 @@ def run_names(methods: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in METHODS if name in wanted)
 
 
-def set_name(method: str, steps: int = STEPS) -> str:
+def set_name(dataset: str, method: str, steps: int) -> str:
     """What a method's trials are called in a store; shorter ones must not take the place of the paper's."""
-    return f"one-pass-{method}" + ("" if steps == STEPS else f"@{steps}")
+    return f"one-pass-{method}" + ("" if steps == PROBLEMS[dataset].steps else f"@{steps}")
 
 
 def task_name(dataset: str, method: str) -> str:
     """The task on which a method runs."""
-    return f"UCI_{dataset.capitalize()}{train_valid.SUFFIX if METHODS[method].whole else ''}"
+    return f"{PROBLEMS[dataset].task}{train_valid.SUFFIX if METHODS[method].whole else ''}"
 
 
 def run(
@@ -100,9 +96,10 @@ def run(
     dataset: str,
     methods: Sequence[str] = tuple(METHODS),
     *,
-    seeds: int = 200,
-    steps: int = STEPS,
-    eval_every: int = 100,
+    seeds: int | None = None,
+    steps: int | None = None,
+    eval_every: int | None = None,
+    lanes: int | Literal["auto"] = "auto",
     optimizers: Mapping[str, Optimizer] | None = None,
     report: Report | None = None,
 ) -> dict[str, Archive]:
@@ -110,12 +107,14 @@ def run(
 
     Args:
       store: where trials are kept, and looked up first: a killed study goes on where it was.
-      dataset: one of `DATASETS`.
+      dataset: one of `problems.PROBLEMS`.
       methods: names of `METHODS`.
-      seeds: restarts.
-      steps: inner steps of each.
-      eval_every: inner steps between evaluations.
-      optimizers: in place of `outeropt.selftuning.study_methods()`.
+      seeds: restarts; None for the paper's number.
+      steps: inner steps of each; None for the paper's number.
+      eval_every: inner steps between evaluations; None for those of the problem or, where the steps are not
+        the paper's, about a hundred evaluations.
+      lanes: runs that one device does at a time, or `"auto"`.
+      optimizers: in place of `study_methods(dataset)`.
       report: called with the number of trials that a piece of work was worth.
 
     Returns:
@@ -126,7 +125,9 @@ def run(
       ConfigError: a count that cannot be used.
       StoreError: the store cannot be written.
     """
-    found = study_methods() if optimizers is None else optimizers
+    problem = PROBLEMS[dataset]
+    found = study_methods(dataset) if optimizers is None else optimizers
+    steps = problem.steps if steps is None else steps
     archives = {}
     for name in run_names(methods):
         method = METHODS[name]
@@ -138,39 +139,39 @@ def run(
         archives[name] = sweep(
             tasks.get(task_name(dataset, name)),
             optimizer,
-            seeds=seeds,
+            seeds=problem.restarts if seeds is None else seeds,
             steps=steps,
-            eval_every=eval_every,
-            # A batch is the whole split.
-            eval_batches=1,
-            last_eval_batches=1,
+            eval_every=problem.eval_every if (eval_every, steps) == (None, problem.steps) else eval_every,
+            eval_batches=problem.eval_batches,
+            last_eval_batches=problem.last_eval_batches,
+            lanes=lanes,
             store=store,
-            set=set_name(name, steps),
+            set=set_name(dataset, name, steps),
             optimizer_name=method.label,
             report=report,
         )
     return archives
 
 
-def study_methods() -> Mapping[str, Optimizer]:
-    """The optimizers of the study, by name; each draws its hyperparameters when it is initialised."""
-    return study_names.methods()
+def study_methods(dataset: str) -> Mapping[str, Optimizer]:
+    """The optimizers of the study on a problem, by name; each draws its hyperparameters when it begins."""
+    return study_names.clipped_methods() if PROBLEMS[dataset].clipped else study_names.methods()
 
 
 def all_restarts(
     archives: Mapping[str, Archive], dataset: str, *, threshold: float | None = None, seed: int = 0
 ) -> dict[str, Restarts]:
-    """Runs by method, with losses in the target's units (kin8nm's times 1000), and the derived method's.
+    """Runs by method with losses as the paper tells them, and those of the derived method.
 
     Args:
       archives: by method, on one dataset.
-      dataset: one of `DATASETS`.
-      threshold: a final test loss, in the same units, from which on a run counts as diverged.
+      dataset: one of `problems.PROBLEMS`.
+      threshold: a final test loss, told in the same way, from which on a run counts as diverged; None for the
+        paper's.
       seed: of the shuffling before runs are grouped by three.
     """
-    scale = SCALES.get(dataset, 1.0)
     found = with_derived(archives, dataset, threshold=threshold, seed=seed)
-    return {name: restarts.restarts(archive, scale) for name, archive in found.items()}
+    return {name: PROBLEMS[dataset].runs(archive) for name, archive in found.items()}
 
 
 def with_derived(
@@ -183,15 +184,15 @@ def with_derived(
 
     Args:
       archives: by method, on one dataset.
-      dataset: one of `DATASETS`.
+      dataset: one of `problems.PROBLEMS`.
       threshold: as in `all_restarts`.
       seed: of the shuffling before runs are grouped by three.
     """
-    variance = data.target_deviation(f"uci_{dataset}") ** 2
-    found = {name: _scaled(archive, variance) for name, archive in archives.items()}
+    problem = PROBLEMS[dataset]
+    found = {name: problem.in_units(archive) for name, archive in archives.items()}
     if (source := found.get(_FROM)) is not None:
-        rng, scale = np.random.RandomState(seed), SCALES.get(dataset, 1.0)
-        chosen, groups = restarts.batched(restarts.restarts(source, scale), rng, 3, threshold)
+        rng, limit = np.random.RandomState(seed), limit_of(dataset, threshold)
+        chosen, groups = restarts.batched(problem.runs(source), rng, 3, limit)
         if len(chosen):
             found[_BATCHED] = dataclasses.replace(
                 source,
@@ -206,9 +207,9 @@ def with_derived(
     return {name: found[name] for name in METHODS if name in found}
 
 
-def _scaled(archive: Archive, factor: float) -> Archive:
-    losses = {name: curve * factor for name, curve in archive.curves.items() if name.endswith("/loss")}
-    return dataclasses.replace(archive, curves={**archive.curves, **losses})
+def limit_of(dataset: str, threshold: float | None) -> float | None:
+    """The final test loss from which on a run counts as diverged: as given, or the paper's, or none."""
+    return PROBLEMS[dataset].threshold if threshold is None else threshold
 
 
 def summaries(

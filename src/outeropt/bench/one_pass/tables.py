@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from outeropt.bench.one_pass.problems import PROBLEMS
 from outeropt.bench.one_pass.published import NOTHING, PAPER, RELEASED_CODE, Published
-from outeropt.bench.one_pass.study import METHODS, SCALES
+from outeropt.bench.one_pass.study import METHODS
 from outeropt.bench.restarts import Estimate, Summary, rounded
 
 
@@ -34,13 +35,13 @@ def tables(dataset: str, summaries: Mapping[str, Summary]) -> tuple[Table, Table
     Columns of which nothing was published for the dataset are left out.
 
     Args:
-      dataset: one of `study.DATASETS`.
+      dataset: one of `problems.PROBLEMS`.
       summaries: ours, by method.
     """
     paper, released = PAPER.get(dataset, {}), RELEASED_CODE.get(dataset, {})
-    unit = "MSE" + (f" x {SCALES[dataset]:g}" if dataset in SCALES else "")
-    return _averages(dataset, unit, summaries, paper, released), _spread(
-        dataset, unit, summaries, paper, released
+    measure = PROBLEMS[dataset].measure
+    return _averages(dataset, measure, summaries, paper, released), _spread(
+        dataset, measure, summaries, paper, released
     )
 
 
@@ -49,8 +50,8 @@ Mean and median are over the runs that did not diverge, with bootstrap errors, a
 and 90 % quantiles are of all runs: one that diverged counts as infinite. The paper's best is the smallest
 test loss at any step, the others are final. At best valid.: median of the test losses where each run's
 validation loss was lowest; Random, Random (×LR) and Baydin train on these rows, so for them it says
-nothing of choosing. Paper: as submitted, with another hypergradient than the released code, which ours
-follows."""
+nothing of choosing. x Random: seconds of a run as a multiple of those of an untuned one. Paper: as
+submitted, with another hypergradient than the released code, which ours follows."""
 
 
 def markdown(found: Sequence[Table], about: str) -> str:
@@ -60,7 +61,7 @@ def markdown(found: Sequence[Table], about: str) -> str:
       found: the tables.
       about: a sentence on what was run.
     """
-    parts = ["# One-pass hyperparameter tuning on UCI tables", about]
+    parts = ["# One-pass hyperparameter tuning", about]
     for table in found:
         rule = "|".join(" ---: " if column.endswith(" ") else " --- " for column in table.columns)
         lines = [f"## {table.title}", "", _line(column.strip() for column in table.columns), f"|{rule}|"]
@@ -74,7 +75,7 @@ def _line(cells) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _averages(dataset: str, unit: str, ours: Mapping[str, Summary], paper, released) -> Table:
+def _averages(dataset: str, measure: str, ours: Mapping[str, Summary], paper, released) -> Table:
     columns: list[tuple[str, Callable[[Estimate], str], list[Estimate]]] = []
     for kind in ("mean", "median"):
         for source, numbers in (("paper", paper), ("released code", released), ("ours", ours)):
@@ -83,7 +84,7 @@ def _averages(dataset: str, unit: str, ours: Mapping[str, Summary], paper, relea
                 columns.append((f"{kind}, {source} ", _SHOWN[source], values))
     bold = frozenset((i, j) for j, (_, _, values) in enumerate(columns, 1) for i in leaders(values))
     return Table(
-        f"{dataset}: final test {unit}",
+        f"{dataset}: final test {measure}",
         ("method", *(head for head, _, _ in columns)),
         tuple(
             (METHODS[name].label, *(shown(values[i]) for _, shown, values in columns))
@@ -93,7 +94,7 @@ def _averages(dataset: str, unit: str, ours: Mapping[str, Summary], paper, relea
     )
 
 
-def _spread(dataset: str, unit: str, ours: Mapping[str, Summary], paper, released) -> Table:
+def _spread(dataset: str, measure: str, ours: Mapping[str, Summary], paper, released) -> Table:
     columns: dict[str, list[str]] = {
         "runs ": [str(one.runs) for one in ours.values()],
         "diverged ": [f"{one.diverged} ({one.diverged_rate:.1%})" for one in ours.values()],
@@ -111,12 +112,18 @@ def _spread(dataset: str, unit: str, ours: Mapping[str, Summary], paper, release
     columns["best "] = [_digits(one.best) for one in ours.values()]
     columns["at best valid. "] = [rounded(one.at_best_validation, 2) for one in ours.values()]
     columns["s a run "] = [_digits(one.seconds) for one in ours.values()]
+    plain = next((ours[name].seconds for name in _UNTUNED if name in ours), np.nan)
+    columns["x Random "] = [_digits(one.seconds / plain) for one in ours.values()]
     labels = [METHODS[name].label for name in ours]
     return Table(
-        f"{dataset}: spread of the final test {unit}, and the best",
+        f"{dataset}: spread of the final test {measure}, and the best",
         ("method", *columns),
         tuple(zip(labels, *columns.values())),
     )
+
+
+# Whose seconds a tuning's are compared with.
+_UNTUNED = ("Random_Validation", "Random")
 
 
 def _as_published(estimate: Estimate) -> str:

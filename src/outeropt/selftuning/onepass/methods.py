@@ -12,6 +12,7 @@ from outeropt.selftuning.onepass.baydin import Baydin
 from outeropt.selftuning.onepass.best_response import OnePass
 from outeropt.selftuning.onepass.forward import ForwardMode
 from outeropt.selftuning.onepass.random_start import RandomStart
+from outeropt.selftuning.onepass.stepped import Stepped
 from outeropt.selftuning.onepass.unrolled import Unrolled
 from outeropt.space import Space
 
@@ -85,21 +86,24 @@ RANGES = {
 _WD, _LR, _M = "weight_decay", "learning_rate", "momentum"
 
 
-def study_methods() -> dict[str, Optimizer]:
+def study_methods(plain: Optimizer | None = None) -> dict[str, Optimizer]:
     """The methods of Clarke, Oldewage and Hernandez-Lobato 2022 by the names of their released
     configurations.
 
     Each starts from random learning rate, weight decay and momentum. `Random`, `Random_SteppedLR` and
     `Baydin` are meant for the training and validation rows together, the others for training rows.
+
+    Args:
+      plain: the optimizer that they train with; None for `heavy_ball`.
     """
-    plain = optimizers.get("heavy_ball")
+    plain = optimizers.get("heavy_ball") if plain is None else plain
 
     def one_pass(*tuned: str, **settings):
         return OnePass(plain, tuned, ranges=_kept(tuned), rescue=math.inf, **settings)
 
     methods = {
         "Random": plain,
-        "Random_SteppedLR": optimizers.get("stepped:heavy_ball"),
+        "Random_SteppedLR": Stepped(plain),
         "Lorraine": one_pass(_WD),
         "Baydin": Baydin(plain, ranges=_kept((_LR,))),
         "Ours_LR": one_pass(_WD, _LR),
