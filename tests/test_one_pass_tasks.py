@@ -62,7 +62,7 @@ def test_losses_at_stored_weights(table, start):
 def test_rows_and_scaling(table):
     train, valid, test, deviation = TABLES[table]
     task, together = (tasks.get(f"UCI_{table.capitalize()}{more}") for more in ("", "_TrainValid"))
-    counts = {split: len(rows["y"]) for split, rows in task.data.splits.items()}
+    counts = {split: len(task.batch(split, KEY)["y"]) for split in ("train", "valid", "test")}
     assert counts == {"train": train, "valid": valid, "test": test}
     both = together.batch("train", KEY)
     assert len(both["y"]) == train + valid

@@ -8,6 +8,7 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from outeropt._sweep.lanes import Block, Device, LaneMap, one_by_one, record_names, vectorized
@@ -135,8 +136,8 @@ def _bytes_of_values(jaxpr: Jaxpr) -> int:
     found = 0
     for equation in jaxpr.eqns:
         found += sum(map(_bytes_of_values, jaxprs_in_params(equation.params)))
-        shapes = [out.aval for out in equation.outvars if hasattr(out.aval, "dtype")]
-        found += sum(a.size * a.dtype.itemsize for a in shapes if jnp.issubdtype(a.dtype, jnp.floating))
+        values = [out.aval for out in equation.outvars if isinstance(out.aval, ShapedArray)]
+        found += sum(v.size * v.dtype.itemsize for v in values if jnp.issubdtype(v.dtype, jnp.floating))
     return found
 
 
