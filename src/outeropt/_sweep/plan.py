@@ -24,8 +24,8 @@ from outeropt.training import start
 _MOST_LANES = {"cpu": 32}
 _MOST_BYTES = {"cpu": 2**22}
 _ELSEWHERE = 1024, 2**30
-# Bytes of a loss's values from which lanes are run one by one on CPU; on two cores it takes from 0.3 to 1.05
-# of the time (docs/benchmarks.md).
+# Bytes of a loss's values from which lanes are run one by one on CPU; on two cores that takes from 0.35 to
+# 1.06 of the time (docs/benchmarks.md).
 _MOST_VALUES = 2**19
 
 
@@ -122,11 +122,11 @@ def _lane_map(task: Task, platform: str) -> LaneMap:
     if platform != "cpu":
         return vectorized
 
-    def one(key):
-        params, state = task.init(key)
-        return task.loss(params, state, task.batch("train", key), key)[0]
+    def given(key):
+        return *task.init(key), task.batch("train", key), key
 
-    program = jax.make_jaxpr(one)(jax.random.key(0))
+    shapes = jax.eval_shape(given, jax.random.key(0))
+    program = jax.make_jaxpr(lambda *arguments: task.loss(*arguments)[0])(*shapes)
     convolves = any(name in str(program) for name in ("conv_general_dilated", "conv_rows_last"))
     return one_by_one if convolves or _bytes_of_values(program.jaxpr) >= _MOST_VALUES else vectorized
 
