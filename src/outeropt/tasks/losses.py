@@ -17,14 +17,19 @@ Logits = Float[Array, "rows classes"]
 Labels = Int[Array, "rows"]
 
 
-def softmax_cross_entropy(logits: Logits, labels: Labels) -> Float[Array, ""]:
-    """Mean over rows of `log sum_c exp(logit_c) - logit_label`, in nats.
+def softmax_cost(logits: Float[Array, "*rows classes"], labels: Int[Array, "*rows"]) -> Float[Array, "*rows"]:
+    """Cross entropy of each row, `log sum_c exp(logit_c) - logit_label`, in nats.
 
     The label's logit is picked by a product with its one-hot vector: a gather's gradient is a scatter, slow
     on CPU.
     """
     picked = jnp.sum(logits * jax.nn.one_hot(labels, logits.shape[-1]), axis=-1)
-    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - picked)
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def softmax_cross_entropy(logits: Logits, labels: Labels) -> Float[Array, ""]:
+    """Mean over rows of `softmax_cost`."""
+    return jnp.mean(softmax_cost(logits, labels))
 
 
 def sigmoid_cross_entropy(logits: Logits, labels: Labels) -> Float[Array, ""]:

@@ -7,13 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from outeropt import data
 from outeropt.data.draw import rows as random_rows
 from outeropt.errors import OuteroptError
 from outeropt.task import Split
-from outeropt.tasks.losses import accuracy, softmax_cross_entropy
+from outeropt.tasks.losses import accuracy, softmax_cost, softmax_cross_entropy
 
 
 Sequences = dict[str, Int[Array, "batch length"]]
@@ -148,3 +148,13 @@ def next_token_loss(
     """Cross entropy in nats, averaged over all tokens, and the accuracy of the likeliest token."""
     rows, labels = logits.reshape(-1, logits.shape[-1]), target.reshape(-1)
     return softmax_cross_entropy(rows, labels), {"accuracy": accuracy(rows, labels)}
+
+
+def counted_token_loss(
+    logits: Float[Array, "*tokens vocabulary"], target: Int[Array, "*tokens"], counts: Bool[Array, "*tokens"]
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The same, averaged over those tokens that count."""
+    tokens = jnp.sum(counts).astype(jnp.float32)
+    costs = jnp.where(counts, softmax_cost(logits, target), 0.0)
+    right = (jnp.argmax(logits, axis=-1).astype(target.dtype) == target) & counts
+    return jnp.sum(costs) / tokens, {"accuracy": jnp.sum(right).astype(jnp.float32) / tokens}

@@ -17,6 +17,7 @@ from outeropt.tasks.sequences.language import TokenData, embed, next_token_loss,
 
 Carry = tuple[Float[Array, "batch hidden"], ...]
 Gates = Float[Array, "batch gates"]
+Gate = Float[Array, "batch hidden"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +36,25 @@ class Core:
     step: Callable[[Carry, Gates, Float[Array, "hidden gates"]], Carry]
 
 
+def lstm_cell(i: Gate, f: Gate, g: Gate, o: Gate, cell: Gate) -> tuple[Gate, Gate]:
+    """Output and cell after a step (Hochreiter and Schmidhuber 1997), from the gates before their functions.
+
+    Args:
+      i: input gate.
+      f: forget gate.
+      g: what may enter the cell.
+      o: output gate.
+      cell: the cell before.
+    """
+    cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
+
+
 def _lstm(carry, inputs, weights):
-    """Hochreiter and Schmidhuber 1997; the forget gate starts open (Jozefowicz et al. 2015)."""
+    """The forget gate starts open (Jozefowicz et al. 2015)."""
     hidden, cell = carry
     i, f, o, g = jnp.split(inputs + hidden @ weights, 4, axis=1)
-    cell = jax.nn.sigmoid(f + 1) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
-    return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
+    return lstm_cell(i, f + 1, g, o, cell)
 
 
 def _gru(carry, inputs, weights):

@@ -18,7 +18,7 @@ from outeropt.task import Split, Task
 from outeropt.tasks.attention import attend, causal, self_attend
 from outeropt.tasks.layers import dropout, fan_in_normal, part, prefixed, stacked_fan_in_normal
 from outeropt.tasks.norms import layer_norm
-from outeropt.tasks.sequences.language import embed
+from outeropt.tasks.sequences.language import counted_token_loss, embed
 from outeropt.tasks.sequences.translation import BEGIN, PAD, LanguagePair, language_pair
 
 
@@ -178,15 +178,10 @@ def translation_loss(
       with all words right).
     """
     counts = target != PAD
-    words = jnp.sum(counts).astype(jnp.float32)
-    picked = jnp.sum(logits * jax.nn.one_hot(target, logits.shape[-1]), axis=-1)
+    loss, metrics = counted_token_loss(logits, target, counts)
     right = jnp.argmax(logits, axis=-1).astype(target.dtype) == target
     exact = jnp.all(right | ~counts, axis=1)
-    costs = jax.nn.logsumexp(logits, axis=-1) - picked
-    return jnp.sum(jnp.where(counts, costs, 0)) / words, {
-        "accuracy": jnp.sum(right & counts).astype(jnp.float32) / words,
-        "exact": jnp.mean(exact.astype(jnp.float32)),
-    }
+    return loss, {**metrics, "exact": jnp.mean(exact.astype(jnp.float32))}
 
 
 # Words by class, as `translation.CLASSES` orders them.

@@ -17,7 +17,8 @@ from outeropt.data import draw
 from outeropt.errors import ConfigError, OuteroptError
 from outeropt.task import ModelState, Split, Task
 from outeropt.tasks.layers import linear
-from outeropt.tasks.sequences.language import embed, markov_streams
+from outeropt.tasks.sequences.language import counted_token_loss, embed, markov_streams
+from outeropt.tasks.sequences.rnn import lstm_cell
 
 
 Window = dict[str, Int[Array, "streams length"]]
@@ -169,9 +170,8 @@ class StreamLM(Task):
             def step(carry, inputs, weights=weights):
                 hidden, cell = carry
                 i, f, g, o = jnp.split(inputs + hidden @ weights, 4, axis=1)
-                cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
-                hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
-                return (hidden, cell), hidden
+                carry = lstm_cell(i, f, g, o, cell)
+                return carry, carry[0]
 
             bias = params["b_in"][layer] + params["b_recurrent"][layer]
             end, x = jax.lax.scan(step, tuple(carry[layer]), linear(x, params["w_in"][layer], bias))
@@ -193,12 +193,7 @@ class StreamLM(Task):
     ) -> tuple[Float[Array, ""], dict[str, Array], Carry]:
         x, carry = self.read(params, carry, rows["obs"])
         logits, target = linear(x, params["head"], params["head_bias"]), rows["target"].T
-        counted = target >= 0
-        picked = jnp.sum(logits * jax.nn.one_hot(target, self.vocabulary), axis=-1)
-        costs = jnp.where(counted, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
-        right = counted & (jnp.argmax(logits, axis=-1).astype(target.dtype) == target)
-        total = jnp.sum(counted, dtype=jnp.float32)
-        return costs.sum() / total, {"accuracy": jnp.sum(right, dtype=jnp.float32) / total}, carry
+        return *counted_token_loss(logits, target, target != NO_TOKEN), carry
 
     def _cleared(self) -> Carry:
         return jnp.zeros((self.layers, 2, self.data.streams, self.hidden), jnp.float32)
