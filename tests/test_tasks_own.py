@@ -1,5 +1,7 @@
 """A user's own tasks, and what is said of broken ones."""
 
+import sys
+
 import equinox as eqx
 import jax
 import jax.flatten_util
@@ -145,7 +147,8 @@ def test_check_wants_constant_states_equal_batches_and_tasks():
         tasks.check(3)
 
 
-def test_a_task_from_a_file(tmp_path):
+def test_a_task_from_a_file(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "beside", raising=False)
     (tmp_path / "beside.py").write_text("SIZE = 3\n")
     file = tmp_path / "my_task.py"
     file.write_text(
@@ -165,7 +168,9 @@ def test_a_task_from_a_file(tmp_path):
     other.mkdir()
     (other / "beside.py").write_text("SIZE = 5\n")
     (other / file.name).write_text(file.read_text())
+    first = sys.modules["beside"]  # stays whose it was
     assert tasks.describe(f"{other / file.name}:task")["parameters"] == 5
+    assert sys.modules["beside"] is first and first.SIZE == 3
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """A task from a user's Python file."""
 
+import contextlib
 import functools
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -57,25 +59,36 @@ def _load(path: Path, modified: int, where: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up while it runs
-    _make_way(path.parent)
-    sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
+        with _at_home(path.parent):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise OuteroptError(f"{where} raised {first_line(error)}{_line_of(error, path)}.") from error
-    finally:
-        sys.path.remove(str(path.parent))
     return module
 
 
-def _make_way(folder: Path) -> None:
-    """Forgets modules that another task file imported from beside it under a name that is here as well."""
-    for name, module in list(sys.modules.items()):
-        file, top = getattr(module, "__file__", None), name.partition(".")[0]
-        here = folder / f"{top}.py", folder / top / "__init__.py"
-        elsewhere = file is not None and folder not in Path(file).resolve().parents
-        if elsewhere and any(map(Path.is_file, here)) and tree.is_own_module(name):
+@contextlib.contextmanager
+def _at_home(folder: Path) -> Iterator[None]:
+    """Imports what lies in a folder first; who has imported others of these names keeps them afterwards."""
+    namesakes = {name for name in sys.modules if _is_namesake(name, folder)}
+    aside = {name: sys.modules.pop(name) for name in namesakes}
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        tops = {name.partition(".")[0] for name in aside}
+        for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
             del sys.modules[name]
+        sys.modules.update(aside)
+
+
+def _is_namesake(name: str, folder: Path) -> bool:
+    """Whether an imported module of the user's has the name of one in the folder, but is another."""
+    file, top = getattr(sys.modules[name], "__file__", None), name.partition(".")[0]
+    if file is None or not tree.is_own_module(name) or folder in Path(file).resolve().parents:
+        return False
+    return (folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file()
 
 
 def _line_of(error: BaseException, path: Path) -> str:
