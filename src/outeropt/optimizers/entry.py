@@ -41,8 +41,8 @@ class Entry:
     Attributes:
       factory: an optax factory, or an `Optimizer` class.
       paper: where the method comes from.
-      defaults: values for arguments that the factory leaves open, or where ours differ; or a function that
-        makes them, where they hold arrays, because importing a module must not start JAX.
+      given: values for arguments that the factory leaves open, or where ours differ; or a function that makes
+        them, where they hold arrays, because importing a module must not start JAX.
       spaces: spaces by leaf name, beyond or instead of `spaces.BY_NAME`.
       tuning_free: whether it is meant to work at its defaults on any task.
       needs: names of the context that `update` cannot do without (`value`, `value_fn`).
@@ -50,7 +50,7 @@ class Entry:
 
     factory: Callable[..., Any]
     paper: Paper
-    defaults: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    given: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     spaces: Mapping[str, Space] = dataclasses.field(default_factory=dict)
     tuning_free: bool = False
     needs: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class Entry:
           UnknownName: there is no such hyperparameter.
           OutOfSpace: a value lies outside its space.
         """
-        given = {**self.values, **hyperparameters}
+        given = {**self.defaults, **hyperparameters}
         if self.makes_optimizer:
             known = inspect.signature(self.factory).parameters
             for key in hyperparameters:
@@ -76,9 +76,9 @@ class Entry:
         return optimizer
 
     @property
-    def values(self) -> Mapping[str, Any]:
-        """The defaults, made."""
-        return self.defaults() if callable(self.defaults) else self.defaults
+    def defaults(self) -> Mapping[str, Any]:
+        """What is given, made."""
+        return self.given() if callable(self.given) else self.given
 
     @property
     def makes_optimizer(self) -> bool:

@@ -244,8 +244,7 @@ def settings(name: str) -> dict[str, Any]:
     found = {}
     for part in made if sourced else (_row(name)[0], *made):
         parameters = inspect.signature(part.factory).parameters
-        given = part.values if isinstance(part, Entry) else part.defaults
-        found |= {key: parameter.default for key, parameter in parameters.items()} | dict(given)
+        found |= {key: parameter.default for key, parameter in parameters.items()} | dict(part.defaults)
     return {
         key: value
         for key, value in found.items()
