@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
-from jax.extend.core import Jaxpr, jaxprs_in_params
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
 from outeropt._sweep.lanes import Block, Device, LaneMap, one_by_one, record_names, vectorized
 from outeropt._sweep.settings import Settings
@@ -27,6 +27,7 @@ _ELSEWHERE = 1024, 2**30
 # Bytes of a loss's values from which lanes are run one by one on CPU; on two cores that takes from 0.35 to
 # 1.06 of the time (docs/benchmarks.md).
 _MOST_VALUES = 2**19
+_CONVOLUTIONS = "conv_general_dilated", "conv_rows_last"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,18 +128,22 @@ def _lane_map(task: Task, platform: str) -> LaneMap:
 
     shapes = jax.eval_shape(given, jax.random.key(0))
     program = jax.make_jaxpr(lambda *arguments: task.loss(*arguments)[0])(*shapes)
-    convolves = any(name in str(program) for name in ("conv_general_dilated", "conv_rows_last"))
-    return one_by_one if convolves or _bytes_of_values(program.jaxpr) >= _MOST_VALUES else vectorized
+    steps = list(_steps(program.jaxpr))
+    convolves = any(step.primitive.name.startswith(_CONVOLUTIONS) for step in steps)
+    return one_by_one if convolves or sum(map(_bytes_of_floats, steps)) >= _MOST_VALUES else vectorized
 
 
-def _bytes_of_values(jaxpr: Jaxpr) -> int:
-    """Bytes of all floats that a program computes, those of a loop's body once."""
-    found = 0
-    for equation in jaxpr.eqns:
-        found += sum(map(_bytes_of_values, jaxprs_in_params(equation.params)))
-        values = [out.aval for out in equation.outvars if isinstance(out.aval, ShapedArray)]
-        found += sum(v.size * v.dtype.itemsize for v in values if jnp.issubdtype(v.dtype, jnp.floating))
-    return found
+def _steps(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """All operations of a program, those of a loop's body once."""
+    for step in jaxpr.eqns:
+        yield step
+        for inner in jaxprs_in_params(step.params):
+            yield from _steps(inner)
+
+
+def _bytes_of_floats(step: JaxprEqn) -> int:
+    values = [out.aval for out in step.outvars if isinstance(out.aval, ShapedArray)]
+    return sum(v.size * v.dtype.itemsize for v in values if jnp.issubdtype(v.dtype, jnp.floating))
 
 
 def state_bytes(task: Task, optimizer: Optimizer) -> int:
