@@ -229,6 +229,7 @@ def test_all_lanes_tune_at_once():
 
 def test_tuning_in_rhythm_equals_asking_at_every_step():
     task, tuner, key = tasks.get("Quadratic_10"), one_pass(every=3), jax.random.key(0)
+    assert tuner.rhythm == 3
 
     def after(first, length):
         state = training.start(task, tuner, key, 20)
