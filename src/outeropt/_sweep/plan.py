@@ -24,8 +24,8 @@ from outeropt.training import start
 _MOST_LANES = {"cpu": 32}
 _MOST_BYTES = {"cpu": 2**22}
 _ELSEWHERE = 1024, 2**30
-# Bytes of a loss's values from which lanes are run one by one on CPU; on two cores that takes from 0.35 to
-# 1.06 of the time (docs/benchmarks.md).
+# Bytes of a loss's values from which lanes are run one by one on CPU; on two cores that takes from 0.4 to
+# 1.0 of the time (docs/benchmarks.md).
 _MOST_VALUES = 2**19
 _CONVOLUTIONS = "conv_general_dilated", "conv_rows_last"
 
